@@ -1,0 +1,122 @@
+"""Image quality by two named protocols (see each function). PSNR in dB, SSIM in [-1, 1]."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+PAPER_CT_RANGE = (-1000.0, 1000.0)
+SYNTHRAD_CT_RANGE = (-1024.0, 3000.0)
+SYNTHRAD_MR_PERCENTILES = (0.5, 99.5)
+_SSIM_WINDOW = 7
+
+
+@dataclass(frozen=True)
+class Scores:
+    """`mae` is in HU where the CT is compared in HU, in grey levels (0..255) by protocol "paper",
+    and in fractions of the range for MR by protocol "synthrad"."""
+
+    protocol: str
+    psnr: float
+    ssim: float
+    mae: float
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+def ct_to_grey(hu: np.ndarray) -> np.ndarray:
+    """HU to the 8-bit grey of protocol "paper": clip(HU, -1000, 1000) scaled to 0..255."""
+    low, high = PAPER_CT_RANGE
+    return np.round((np.clip(hu, low, high) - low) / (high - low) * 255).astype(np.uint8)
+
+
+def paper(truth: np.ndarray, made: np.ndarray) -> Scores:
+    """The published project's protocol on 8-bit images (H, W), whole frame.
+
+    `data_range` is max - min of this truth; skimage's PSNR and SSIM (7x7 uniform window). A
+    perfect copy has infinite PSNR. Raises ValueError on other shapes or dtypes, images under 7
+    pixels, or a constant truth.
+    """
+    _check(truth, made)
+    if truth.dtype != np.uint8 or made.dtype != np.uint8:
+        raise ValueError("Protocol 'paper' compares 8-bit images.")
+    data_range = float(truth.max()) - float(truth.min())
+    if data_range == 0:
+        raise ValueError("The ground truth is a constant image: PSNR and SSIM are undefined.")
+    return Scores(
+        "paper",
+        _psnr(truth, made, data_range),
+        float(structural_similarity(truth, made, data_range=data_range, win_size=_SSIM_WINDOW)),
+        float(np.abs(truth.astype(np.float64) - made).mean()),
+    )
+
+
+def synthrad_ct(truth: np.ndarray, made: np.ndarray, mask: np.ndarray) -> Scores:
+    """SynthRAD2023's official metrics on HU (H, W), inside the body `mask` (H, W, bool).
+
+    MAE in HU, unclipped; PSNR and SSIM on HU clipped to [-1024, 3000], range 4024, with the
+    outside of the mask at -1024 and the SSIM map averaged over the mask without a 3-pixel border
+    (Thummerer et al., Med. Phys. 2023; the challenge's ImageMetrics).
+    """
+    return _synthrad(truth, made, mask, SYNTHRAD_CT_RANGE, "synthrad")
+
+
+def synthrad_mr(truth: np.ndarray, made: np.ndarray, mask: np.ndarray) -> Scores:
+    """`synthrad_ct` for MR: both images are scaled by the truth's in-mask 0.5 and 99.5 percentiles
+    to [0, 1] first and clipped there; range 1; MAE in fractions of that range.
+
+    `made` must be in the units of `truth`.
+    """
+    _check(truth, made, mask)
+    low, high = np.percentile(truth[mask.astype(bool)], SYNTHRAD_MR_PERCENTILES)
+    if high <= low:
+        raise ValueError("The ground truth is constant inside the mask.")
+    scaled = [(np.asarray(x, np.float64) - low) / (high - low) for x in (truth, made)]
+    return _synthrad(*scaled, mask, (0.0, 1.0), "synthrad")
+
+
+def _synthrad(truth, made, mask, limits, protocol) -> Scores:
+    _check(truth, made, mask)
+    mask = mask.astype(bool)
+    low, high = limits
+    truth, made = (np.asarray(x, np.float64) for x in (truth, made))
+    mae = float(np.abs(truth - made)[mask].mean())
+    truth, made = (np.where(mask, np.clip(x, low, high), low) for x in (truth, made))
+    _, ssim_map = structural_similarity(truth, made, data_range=high - low, win_size=_SSIM_WINDOW, full=True)
+    inner = (slice(_SSIM_WINDOW // 2, -(_SSIM_WINDOW // 2)),) * 2
+    ssim = float(ssim_map[inner][mask[inner]].mean())
+    return Scores(protocol, _psnr(truth[mask], made[mask], high - low), ssim, mae)
+
+
+def _psnr(truth, made, data_range) -> float:
+    if np.array_equal(truth, made):
+        return float("inf")
+    return float(peak_signal_noise_ratio(truth, made, data_range=data_range))
+
+
+def _check(truth, made, mask=None) -> None:
+    shapes = {x.shape for x in (truth, made, mask) if x is not None}
+    if len(shapes) != 1:
+        raise ValueError(f"Images of different shapes cannot be compared: {sorted(shapes)}.")
+    if truth.ndim != 2 or min(truth.shape) < _SSIM_WINDOW:
+        raise ValueError(f"SSIM needs a 2D image of at least 7x7 pixels, not {truth.shape}.")
+    if mask is not None and not mask.any():
+        raise ValueError("The body mask is empty.")
+
+
+def body_mask(hu: np.ndarray) -> np.ndarray:
+    """Rough body mask of a CT slice: the largest region above -300 HU with its holes filled.
+
+    Input HU (H, W), output bool (H, W). For scans that come without the challenge's mask.
+    """
+    from scipy import ndimage
+
+    labels, count = ndimage.label(ndimage.binary_opening(hu > -300, iterations=2))
+    if count == 0:
+        return np.zeros(hu.shape, bool)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return ndimage.binary_fill_holes(labels == sizes.argmax())

@@ -1,0 +1,25 @@
+"""Directions of translation and the instructions that name them to the models."""
+
+from __future__ import annotations
+
+DIRECTIONS = ("ct2mr", "mr2ct", "contour2mr")
+CONTRASTS = ("T1", "T2")
+
+
+def prompt_for(direction: str, contrast: str = "T1") -> str:
+    """The instruction for a direction and an MR contrast, as the models were trained on it."""
+    if direction not in DIRECTIONS:
+        raise ValueError(f"Unknown direction {direction!r}: choose one of {', '.join(DIRECTIONS)}.")
+    if contrast not in CONTRASTS:
+        raise ValueError(f"Unknown MR contrast {contrast!r}: choose one of {', '.join(CONTRASTS)}.")
+    mr = f"{contrast} MRI scan image"
+    return {
+        "ct2mr": f"translate CT scan image to {mr}",
+        "mr2ct": f"translate {mr} to CT scan image",
+        "contour2mr": f"translate CT contours to {mr}",
+    }[direction]
+
+
+def modalities(direction: str) -> tuple[str, str]:
+    """(input, output) modality of a direction, "CT" or "MR"."""
+    return ("MR", "CT") if direction == "mr2ct" else ("CT", "MR")

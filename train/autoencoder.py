@@ -1,0 +1,150 @@
+"""Train the autoencoder (AutoencoderKL) of the mini checkpoints on CT and MR model images.
+
+    accelerate launch train/autoencoder.py --config train/configs/mini.yaml
+
+It learns on crops, since it is convolutional, and is judged on whole images: its encode-decode
+PSNR is the ceiling of every translation through it. What it saves has latents of zero mean per
+channel and unit variance overall (folded into the 1x1 convolutions around them), so
+scaling_factor is 1.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.data import Dataset
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from mediffuse.metrics import paper
+from train import augment, models
+from train.common import Options, Run, _tensor, parse_options, read_image, read_rows
+
+
+@dataclass
+class AutoencoderOptions(Options):
+    autoencoder: dict = field(default_factory=dict)  # AutoencoderKL's config
+    crop: int = 128  # side of the training crops in pixels
+    kl_weight: float = 1e-6
+    unpaired_share: float = 0.2  # share of samples from unpaired/
+
+
+class ImageDataset(Dataset):
+    """Augmented crops of CT and MR model images: float32 (3, crop, crop) in [-1, 1]."""
+
+    def __init__(self, options: AutoencoderOptions) -> None:
+        self.options = options
+        data = options.data
+        rows = [r for r in read_rows(data / "train") if r["direction"] == "ct2mr"]
+        self.ct = [data / "train" / r["input_image_file_name"] for r in rows]
+        self.mr = [data / "train" / r["edited_image_file_name"] for r in rows]
+        unpaired = data / "unpaired"
+        self.unpaired = []
+        if unpaired.is_dir() and options.unpaired_share:
+            self.unpaired = [unpaired / r["file_name"] for r in read_rows(unpaired)]
+
+    def __len__(self) -> int:
+        return 1 << 40
+
+    def __getitem__(self, item: int) -> np.ndarray:
+        o = self.options
+        rng = np.random.default_rng([o.seed, item])
+        is_ct = rng.random() < 0.5
+        paths = self.ct if is_ct else self.mr
+        if is_ct and self.unpaired and rng.random() < 2 * o.unpaired_share:
+            paths = self.unpaired
+        image = read_image(paths[rng.integers(len(paths))])
+        if o.augment:
+            if rng.random() < 0.7:
+                image = augment.warp(image, augment.warp_field(image.shape[0], rng))
+            image = (augment.jitter_ct if is_ct else augment.jitter_mr)(image, rng)
+        room = image.shape[0] - o.crop
+        # Heads lie in the middle: a triangular draw sees fewer empty corners.
+        top, left = (int(rng.integers(room // 2 + 1) + rng.integers(room - room // 2 + 1)) for _ in range(2))
+        return _tensor(image[top : top + o.crop, left : left + o.crop])
+
+
+class Objective(torch.nn.Module):
+    """L1 + L2 in pixels and a small KL term (Rombach et al., arXiv 2112.10752, without the critic)."""
+
+    def __init__(self, vae, options: AutoencoderOptions) -> None:
+        super().__init__()
+        self.vae, self.options = vae, options
+
+    def forward(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        posterior = self.vae.encode(images).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(images.device)
+        made = self.vae.decode(posterior.mean + posterior.std * noise).sample.float()
+        error = F.l1_loss(made, images) + 2 * F.mse_loss(made, images)
+        return error + self.options.kl_weight * posterior.kl().sum() / images.numel()
+
+
+@torch.no_grad()
+def latent_moments(vae, images: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean per channel (C,) and overall standard deviation () of the latents of `images`."""
+    latents = torch.cat([vae.encode(x[None]).latent_dist.mode() for x in images])
+    mean = latents.mean((0, 2, 3))
+    return mean, (latents - mean[None, :, None, None]).std()
+
+
+@torch.no_grad()
+def fold_moments(vae, mean: torch.Tensor, std: torch.Tensor) -> None:
+    """Make latents (z - mean) / std by changing the 1x1 convolutions that write and read them."""
+    channels = vae.config.latent_channels
+    write, read = vae.quant_conv, vae.post_quant_conv
+    write.weight[:channels] /= std
+    write.bias[:channels] = (write.bias[:channels] - mean) / std
+    write.bias[channels:] -= 2 * std.log()
+    read.bias += read.weight[:, :, 0, 0] @ mean
+    read.weight *= std
+
+
+@torch.no_grad()
+def ceiling(vae, paths: list[Path]) -> float:
+    """Mean encode-decode PSNR in dB of prepared pictures, protocol "paper" on the green channel
+    for MR and the full window for CT."""
+    device = next(vae.parameters()).device
+    values = []
+    for path in paths:
+        image = read_image(path)
+        x = torch.from_numpy(_tensor(image))[None].to(device)
+        made = vae.decode(vae.encode(x).latent_dist.mode()).sample[0, 0].float().cpu().numpy()
+        made = np.round(np.clip(made / 2 + 0.5, 0, 1) * 255).astype(np.uint8)
+        values.append(paper(np.round(image[..., 0] * 255).astype(np.uint8), made).psnr)
+    return float(np.mean(values))
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse_options(AutoencoderOptions, "autoencoder", argv, __doc__)
+    vae = models.autoencoder(options.autoencoder)
+    run = Run(options, Objective(vae, options))
+    rows = [
+        r
+        for r in read_rows(options.data / "val")
+        if r["direction"] == "ct2mr" and r["plane"] == "axial" and r["contrast"] == "T1"
+    ][: options.validate_images]
+
+    def validate() -> dict:
+        folder = options.data / "val"
+        return {
+            "mr_psnr": ceiling(vae, [folder / r["edited_image_file_name"] for r in rows]),
+            "ct_psnr": ceiling(vae, [folder / r["input_image_file_name"] for r in rows]),
+        }
+
+    def save(output: Path) -> None:
+        folder = options.data / "train"
+        train_rows = read_rows(folder)
+        some = [folder / train_rows[i]["input_image_file_name"] for i in range(0, len(train_rows), max(1, len(train_rows) // 100))]
+        images = [torch.from_numpy(_tensor(read_image(p))).to(run.accelerator.device) for p in some]
+        fold_moments(vae, *latent_moments(vae, images))
+        vae.save_pretrained(output / "vae")
+
+    run.fit(ImageDataset(options), validate, save)
+
+
+if __name__ == "__main__":
+    main()

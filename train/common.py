@@ -1,0 +1,375 @@
+"""What the trainers share: options, data, the training loop, checkpoints and logs."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import hashlib
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, set_seed
+from diffusers import DDIMScheduler
+from diffusers.training_utils import EMAModel
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
+
+from mediffuse.contours import Thresholds, contour_hint
+from mediffuse.intensity import decode_ct
+from mediffuse.prompts import prompt_for
+from train import augment
+
+ZERO_SNR_SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "clip_sample": False,
+}
+"""Stable Diffusion's schedule with zero terminal SNR (Lin et al., arXiv 2305.08891)."""
+
+
+@dataclass
+class Options:
+    """Options of every trainer. Values come from defaults, then --config, then the command line."""
+
+    data: Path = Path("data/mini")  # what train/prepare.py wrote
+    output: Path = Path("runs/out")  # checkpoints, logs and the final model
+    steps: int = 1000  # optimiser steps
+    batch_size: int = 8  # per process
+    gradient_accumulation: int = 1
+    learning_rate: float = 1e-4  # peak; half a cosine to zero after warmup
+    warmup: int = 100  # steps of linear warmup
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.999  # decay of the averaged weights, which are the ones saved
+    mixed_precision: str = "no"  # no, fp16 or bf16
+    augment: bool = True
+    weights: dict = field(default_factory=dict)  # sampling weight by "source/plane", "source" or plane; default 1
+    seed: int = 0
+    workers: int = 1  # data loader processes
+    checkpoint_every: int = 500  # steps between resumable checkpoints
+    keep_checkpoints: int = 2  # the newest that are kept
+    resume: bool = True  # go on from the newest checkpoint in output
+    validate_every: int = 500  # steps between validations on the val split; 0: only at the end
+    validate_images: int = 18  # central axial val images
+    log_every: int = 10
+
+
+def parse_options(cls: type[Options], section: str, argv: list[str] | None, doc: str) -> Options:
+    """Options from `--config FILE` (its `common` and `section` parts) and the command line.
+
+    Lists and mappings are given as YAML; a mapping is merged over the config's.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, help="YAML file, e.g. train/configs/mini.yaml")
+    hints = {f.name: f for f in dataclasses.fields(cls)}
+    for name in hints:
+        parser.add_argument(f"--{name.replace('_', '-')}", f"--{name}", dest=name, type=yaml.safe_load)
+    given = vars(parser.parse_args(argv))
+    config = given.pop("config")
+    values = {}
+    if config:
+        parts = yaml.safe_load(config.read_text())
+        values = {**parts.get("common", {}), **parts.get(section, {})}
+        unknown = set(values) - set(hints)
+        # `common` may hold what another trainer needs; a section may not.
+        unknown &= set(parts.get(section, {}))
+        if unknown:
+            parser.error(f"{config}: {section} has no option {', '.join(sorted(unknown))}")
+        values = {k: v for k, v in values.items() if k in hints}
+    for name, value in given.items():
+        if value is not None:
+            merge = isinstance(value, dict) and isinstance(values.get(name), dict)
+            values[name] = {**values[name], **value} if merge else value
+    defaults = cls()
+    for name, value in values.items():
+        default = getattr(defaults, name)
+        if isinstance(default, Path) or (default is None and name.endswith("_dir")):
+            values[name] = Path(value) if value else None
+        elif isinstance(default, bool):
+            values[name] = bool(value)
+        elif isinstance(default, float):
+            values[name] = float(value)
+    return cls(**values)
+
+
+class PairDataset(Dataset):
+    """Training samples without end: item n is drawn and augmented from (seed, n) alone.
+
+    So a resumed run sees what an unbroken one would have seen. Items are dicts of float32
+    arrays (3, S, S): input and target in [-1, 1], hint in [0, 1] for contours; and the prompt.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        split: str,
+        directions: tuple[str, ...],
+        *,
+        seed: int = 0,
+        augmented: bool = True,
+        weights: dict | None = None,
+        thresholds: Thresholds | None = None,
+        length: int = 1 << 40,
+    ) -> None:
+        self.folder, self.seed, self.augmented, self.length = Path(data) / split, seed, augmented, length
+        self.thresholds = thresholds or Thresholds()
+        self.rows = list(self._expand(read_rows(self.folder), directions))
+        if not self.rows:
+            raise SystemExit(f"{self.folder} has no pairs for {', '.join(directions)}. Run train/prepare.py first.")
+        weight = np.array([_weight(row, weights or {}) for row in self.rows], float)
+        self.shares = weight / weight.sum()
+
+    @staticmethod
+    def _expand(rows: list[dict], directions: tuple[str, ...]) -> Iterator[dict]:
+        for row in rows:
+            if row["direction"] in directions:
+                yield row
+            if row["direction"] == "ct2mr" and "contour2mr" in directions:
+                prompt = prompt_for("contour2mr", row["contrast"])
+                yield {**row, "direction": "contour2mr", "edit_prompt": prompt}
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, item: int) -> dict:
+        rng = np.random.default_rng([self.seed, item])
+        row = self.rows[rng.choice(len(self.rows), p=self.shares) if self.augmented else item]
+        source, target = (read_image(self.folder / row[f"{k}_image_file_name"]) for k in ("input", "edited"))
+        is_ct = row["direction"] != "mr2ct"
+        thresholds = self.thresholds
+        if self.augmented:
+            field_ = augment.warp_field(source.shape[0], rng)
+            source, target = augment.warp(source, field_), augment.warp(target, field_)
+            if rng.random() < 0.1:
+                augment.cut_off([source, target], rng)
+            source = (augment.jitter_ct if is_ct else augment.jitter_mr)(source, rng)
+            thresholds = _jitter(thresholds, rng)
+        sample = {"input": _tensor(source), "target": _tensor(target), "prompt": row["edit_prompt"]}
+        if row["direction"] == "contour2mr":
+            sample["hint"] = np.ascontiguousarray(contour_hint(decode_ct(source), thresholds).transpose(2, 0, 1)) / np.float32(255)
+        return sample
+
+
+def _jitter(thresholds: Thresholds, rng: np.random.Generator) -> Thresholds:
+    """Users drag the thresholds: train on a neighbourhood of the defaults."""
+    return dataclasses.replace(
+        thresholds,
+        **{
+            name: tuple(np.array(getattr(thresholds, name)) * np.exp(rng.normal(0, 0.2)))
+            for name in ("bone", "tissue", "brain")
+        },
+    )
+
+
+def read_rows(folder: Path) -> list[dict]:
+    """The rows of a split's metadata.jsonl."""
+    path = folder / "metadata.jsonl"
+    if not path.is_file():
+        raise SystemExit(f"There is no {path}. Run train/prepare.py first, or give --data.")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def read_image(path: Path) -> np.ndarray:
+    """A prepared picture as a model image: float32 (S, S, 3) in [0, 1]."""
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise FileNotFoundError(f"{path} is missing or damaged. Run train/prepare.py again.")
+    return image[..., ::-1].astype(np.float32) / 255
+
+
+def _tensor(image: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(image.transpose(2, 0, 1)) * np.float32(2) - np.float32(1)
+
+
+def _weight(row: dict, weights: dict) -> float:
+    for key in (f"{row['source']}/{row['plane']}", row["source"], row["plane"]):
+        if key in weights:
+            return float(weights[key])
+    return 1.0
+
+
+class Run:
+    """A resumable, distributed training run.
+
+    A trainer adds `objective`, a module whose forward(batch, generator) is the loss and whose
+    trained parts require gradients; `validate() -> dict of figures`, called with the averaged
+    weights in place; and `save(folder)`.
+    """
+
+    def __init__(self, options: Options, objective: torch.nn.Module) -> None:
+        self.options = options
+        options.output.mkdir(parents=True, exist_ok=True)
+        self.accelerator = Accelerator(
+            mixed_precision=options.mixed_precision,
+            gradient_accumulation_steps=options.gradient_accumulation,
+            log_with="tensorboard",
+            project_config=ProjectConfiguration(str(options.output), logging_dir=str(options.output / "logs")),
+        )
+        set_seed(options.seed)
+        parameters = [p for p in objective.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
+        self.model, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        self.parameters = parameters
+        self.ema = EMAModel(parameters, decay=options.ema_decay, min_decay=0.0)
+        self.ema.to(self.accelerator.device)
+        self.accelerator.register_for_checkpointing(self.ema)
+
+    def fit(
+        self,
+        dataset: Dataset,
+        validate: Callable[[], dict],
+        save: Callable[[Path], None],
+    ) -> None:
+        """Train to `options.steps`, then save the averaged weights with `save(output)`."""
+        o, accelerator = self.options, self.accelerator
+        step = self._resume() if o.resume else 0
+        per_step = o.batch_size * o.gradient_accumulation * accelerator.num_processes
+        if accelerator.is_main_process:
+            self._describe()
+        accelerator.init_trackers("mediffuse")
+        remaining = Subset(dataset, range(step * per_step, o.steps * per_step))
+        loader = accelerator.prepare(
+            DataLoader(remaining, o.batch_size, num_workers=o.workers, drop_last=True, persistent_workers=o.workers > 0)
+        )
+        bar = tqdm(total=o.steps, initial=step, disable=not accelerator.is_main_process, desc=str(o.output))
+        started, losses = time.perf_counter(), []
+        for batch in loader:
+            if step >= o.steps:
+                break
+            seed = (o.seed, step, len(losses), accelerator.process_index)
+            generator = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+            with accelerator.accumulate(self.model):
+                with accelerator.autocast():
+                    value = self.model(batch, generator)
+                accelerator.backward(value)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(self.parameters, o.max_grad_norm)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = self.rate(step)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            losses.append(value.detach())
+            if not accelerator.sync_gradients:
+                continue
+            step += 1
+            self.ema.step(self.parameters)
+            mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+            losses = []
+            if not math.isfinite(mean):
+                raise SystemExit(f"The loss is {mean} at step {step}. Lower --learning-rate, or use --mixed-precision no.")
+            bar.update()
+            bar.set_postfix(loss=f"{mean:.4f}")
+            if step % o.log_every == 0 or step == o.steps:
+                self._log("log.csv", step, loss=mean, rate=self.rate(step), seconds=time.perf_counter() - started)
+            if step < o.steps and o.validate_every and step % o.validate_every == 0:
+                self._validate(validate, step)
+            if step % o.checkpoint_every == 0 or step == o.steps:
+                self._checkpoint(step)
+        bar.close()
+        self.ema.copy_to(self.parameters)
+        if accelerator.is_main_process:
+            self._log("validation.csv", step, **validate())
+            save(o.output)
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
+
+    def rate(self, step: int) -> float:
+        """Learning rate at a step: linear warmup, then half a cosine to 0."""
+        o = self.options
+        if step < o.warmup:
+            return o.learning_rate * (step + 1) / o.warmup
+        share = (step - o.warmup) / max(1, o.steps - o.warmup)
+        return o.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+    def _validate(self, validate: Callable[[], dict], step: int) -> None:
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        if self.accelerator.is_main_process:
+            self._log("validation.csv", step, **validate())
+        self.ema.restore(self.parameters)
+        self.accelerator.wait_for_everyone()
+
+    def _log(self, name: str, step: int, **values: float) -> None:
+        self.accelerator.log(values, step=step)
+        if not self.accelerator.is_main_process:
+            return
+        path = self.options.output / name
+        new = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(["step", *values])
+            writer.writerow([step, *(f"{v:.6g}" for v in values.values())])
+        if name == "validation.csv":
+            tqdm.write(f"step {step}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
+
+    def _checkpoints(self) -> list[Path]:
+        found = self.options.output.glob("checkpoint-*")
+        return sorted((p for p in found if (p / "step.json").exists()), key=lambda p: int(p.name.split("-")[1]))
+
+    def _checkpoint(self, step: int) -> None:
+        folder = self.options.output / f"checkpoint-{step}"
+        self.accelerator.save_state(str(folder))
+        if self.accelerator.is_main_process:
+            # Written last: a checkpoint without it was cut short and is not resumed from.
+            (folder / "step.json").write_text(json.dumps({"step": step}))
+            for old in self._checkpoints()[: -self.options.keep_checkpoints]:
+                shutil.rmtree(old)
+
+    def _resume(self) -> int:
+        found = self._checkpoints()
+        if not found:
+            return 0
+        self.accelerator.load_state(str(found[-1]))
+        step = json.loads((found[-1] / "step.json").read_text())["step"]
+        self.accelerator.print(f"Resuming from {found[-1]} at step {step}.")
+        return step
+
+    def _describe(self) -> None:
+        """Write the command, commit, data hash and options beside the checkpoints."""
+        text = yaml.safe_dump({k: _plain(v) for k, v in dataclasses.asdict(self.options).items()}, sort_keys=False)
+        (self.options.output / "options.yaml").write_text(text)
+        (self.options.output / "training.json").write_text(json.dumps(self.provenance(), indent=2) + "\n")
+
+    def provenance(self) -> dict:
+        """How this run was made, for model cards."""
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+        metadata = self.options.data / "train" / "metadata.jsonl"
+        device = self.accelerator.device
+        return {
+            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "commit": commit.stdout.strip() or None,
+            "data_sha256": hashlib.sha256(metadata.read_bytes()).hexdigest() if metadata.exists() else None,
+            "seed": self.options.seed,
+            "steps": self.options.steps,
+            "batch_size": self.options.batch_size * self.options.gradient_accumulation * self.accelerator.num_processes,
+            "parameters": sum(p.numel() for p in self.parameters),
+            "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU cores",
+            "processes": self.accelerator.num_processes,
+        }
+
+
+def _plain(value):
+    return str(value) if isinstance(value, Path) else value
+
+
+def schedule() -> DDIMScheduler:
+    """The noise schedule of training and of the saved pipelines."""
+    return DDIMScheduler(**ZERO_SNR_SCHEDULE)

@@ -1,0 +1,127 @@
+"""Fresh models and pipelines from a config. All are stock diffusers and transformers classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionInstructPix2PixPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from train.common import schedule
+
+
+def autoencoder(config: dict) -> AutoencoderKL:
+    levels = len(config["block_out_channels"])
+    return AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * levels,
+        up_block_types=["UpDecoderBlock2D"] * levels,
+        scaling_factor=1.0,
+        **config,
+    )
+
+
+def unet(config: dict, vae: AutoencoderKL, text: CLIPTextModel, image_conditioned: bool) -> UNet2DConditionModel:
+    """A UNet over `vae`'s latents; `image_conditioned` doubles its input channels."""
+    channels = vae.config.latent_channels
+    levels = len(config["block_out_channels"])
+    # Attention at full latent resolution costs most and an aligned pair needs it least.
+    return UNet2DConditionModel(
+        in_channels=channels * (2 if image_conditioned else 1),
+        out_channels=channels,
+        cross_attention_dim=text.config.hidden_size,
+        down_block_types=["DownBlock2D"] + ["CrossAttnDownBlock2D"] * (levels - 1),
+        up_block_types=["CrossAttnUpBlock2D"] * (levels - 1) + ["UpBlock2D"],
+        **config,
+    )
+
+
+def byte_tokenizer() -> CLIPTokenizer:
+    """CLIP's tokenizer with no merges: a token per byte, so that no vocabulary is downloaded."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    letters = sorted(ByteLevel.alphabet())
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=[], model_max_length=77)
+
+
+def text_encoder(config: dict, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.eos_token_id,
+            max_position_embeddings=tokenizer.model_max_length,
+            **config,
+        )
+    )
+
+
+def widen_conv_in(model: UNet2DConditionModel, channels: int) -> None:
+    """Grow or shrink conv_in to `channels` inputs, in place: kept ones stay, new ones are zero.
+
+    (Brooks et al., InstructPix2Pix, arXiv 2211.09800, section 3.2.)
+    """
+    old = model.conv_in
+    new = torch.nn.Conv2d(channels, old.out_channels, old.kernel_size, old.stride, old.padding)
+    kept = min(channels, old.in_channels)
+    with torch.no_grad():
+        new.weight.zero_()
+        new.weight[:, :kept] = old.weight[:, :kept]
+        new.bias.copy_(old.bias)
+    model.conv_in = new
+    model.register_to_config(in_channels=channels)
+
+
+def ip2p_pipeline(vae, text, tokenizer, unet) -> StableDiffusionInstructPix2PixPipeline:
+    return StableDiffusionInstructPix2PixPipeline(
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=schedule(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def controlnet_pipeline(vae, text, tokenizer, unet, controlnet) -> StableDiffusionControlNetPipeline:
+    return StableDiffusionControlNetPipeline(
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet,
+        controlnet=controlnet,
+        scheduler=schedule(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def controlnet(unet: UNet2DConditionModel, embedding_channels: list[int]) -> ControlNetModel:
+    """A ControlNet that starts as a copy of the UNet's encoder (Zhang et al., arXiv 2302.05543)."""
+    return ControlNetModel.from_unet(
+        unet,
+        conditioning_channels=3,
+        conditioning_embedding_out_channels=tuple(embedding_channels),
+    )
+
+
+def save_half(pipeline, folder: Path) -> None:
+    """Save a copy of a pipeline in fp16; the one in memory stays as it is."""
+    kept = {name: part.dtype for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    state = {name: {k: v.clone() for k, v in getattr(pipeline, name).state_dict().items()} for name in kept}
+    pipeline.to(dtype=torch.float16)
+    pipeline.save_pretrained(folder)
+    for name, dtype in kept.items():
+        part = getattr(pipeline, name).to(dtype=dtype)
+        part.load_state_dict(state[name])
