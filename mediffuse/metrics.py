@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from mediffuse.intensity import to_uint8, window
+
 PAPER_CT_RANGE = (-1000.0, 1000.0)
 SYNTHRAD_CT_RANGE = (-1024.0, 3000.0)
 SYNTHRAD_MR_PERCENTILES = (0.5, 99.5)
@@ -33,6 +35,11 @@ def ct_to_grey(hu: np.ndarray) -> np.ndarray:
     return np.round((np.clip(hu, low, high) - low) / (high - low) * 255).astype(np.uint8)
 
 
+def to_grey(pixels: np.ndarray, modality: str, limits: tuple[float, float] | None = None) -> np.ndarray:
+    """HU or MR (H, W) to the 8-bit grey of protocol "paper"; MR `limits` become 0 and 255."""
+    return ct_to_grey(pixels) if modality == "CT" else to_uint8(window(pixels, limits))
+
+
 def paper(truth: np.ndarray, made: np.ndarray) -> Scores:
     """The published project's protocol on 8-bit images (H, W), whole frame.
 
@@ -57,18 +64,19 @@ def paper(truth: np.ndarray, made: np.ndarray) -> Scores:
 def synthrad_ct(truth: np.ndarray, made: np.ndarray, mask: np.ndarray) -> Scores:
     """SynthRAD2023's official metrics on HU (H, W), inside the body `mask` (H, W, bool).
 
-    MAE in HU, unclipped; PSNR and SSIM on HU clipped to [-1024, 3000], range 4024, with the
-    outside of the mask at -1024 and the SSIM map averaged over the mask without a 3-pixel border
-    (Thummerer et al., Med. Phys. 2023; the challenge's ImageMetrics).
+    MAE in HU, unclipped; PSNR and SSIM on HU clipped to [-1024, 3000] and counted from there, range
+    4024, with the outside of the mask at -1024 and the SSIM map averaged over the mask without a
+    3-pixel border (Thummerer et al., Med. Phys. 2023; the challenge's ImageMetrics, which takes
+    volumes and so a 7x7x7 window). Raises ValueError on other shapes or an empty mask.
     """
     return _synthrad(truth, made, mask, SYNTHRAD_CT_RANGE, "synthrad")
 
 
 def synthrad_mr(truth: np.ndarray, made: np.ndarray, mask: np.ndarray) -> Scores:
-    """`synthrad_ct` for MR: both images are scaled by the truth's in-mask 0.5 and 99.5 percentiles
-    to [0, 1] first and clipped there; range 1; MAE in fractions of that range.
+    """`synthrad_ct` for MR: the truth's in-mask 0.5 and 99.5 percentiles become 0 and 1 in both
+    images; range 1; MAE, unclipped as in CT, in fractions of that range.
 
-    `made` must be in the units of `truth`.
+    `made` must be in the units of `truth`. Raises ValueError for a truth constant inside the mask.
     """
     _check(truth, made, mask)
     low, high = np.percentile(truth[mask.astype(bool)], SYNTHRAD_MR_PERCENTILES)
@@ -81,12 +89,15 @@ def synthrad_mr(truth: np.ndarray, made: np.ndarray, mask: np.ndarray) -> Scores
 def _synthrad(truth, made, mask, limits, protocol) -> Scores:
     _check(truth, made, mask)
     mask = mask.astype(bool)
+    inner = (slice(_SSIM_WINDOW // 2, -(_SSIM_WINDOW // 2)),) * 2
+    if not mask[inner].any():
+        raise ValueError("The body mask lies in the border of the image only, where SSIM is undefined.")
     low, high = limits
     truth, made = (np.asarray(x, np.float64) for x in (truth, made))
     mae = float(np.abs(truth - made)[mask].mean())
-    truth, made = (np.where(mask, np.clip(x, low, high), low) for x in (truth, made))
+    # From zero upwards: SSIM compares means, so it depends on where zero is.
+    truth, made = (np.where(mask, np.clip(x, low, high) - low, 0) for x in (truth, made))
     _, ssim_map = structural_similarity(truth, made, data_range=high - low, win_size=_SSIM_WINDOW, full=True)
-    inner = (slice(_SSIM_WINDOW // 2, -(_SSIM_WINDOW // 2)),) * 2
     ssim = float(ssim_map[inner][mask[inner]].mean())
     return Scores(protocol, _psnr(truth[mask], made[mask], high - low), ssim, mae)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,14 +11,19 @@ from pathlib import Path
 import cv2
 import nibabel as nib
 import numpy as np
+from PIL import Image
 
-from mediffuse.intensity import guess_png_window, mr_limits, png_ct_to_hu
+from mediffuse.intensity import guess_picture_modality, guess_png_window, mr_limits, png_ct_to_hu
 
 PLANES = ("axial", "coronal", "sagittal")
 MODALITIES = ("CT", "MR")
 PICTURES = (".png", ".jpg", ".jpeg")
 MAX_VOXELS = 512 * 512 * 1200
-"""Bound on the voxels of a scan, checked in the header before any are read."""
+MAX_PIXELS = 4096 * 4096
+"""Bounds on a volume and on a picture, checked in the header before any voxels are read."""
+
+MIN_SIDE = 16
+"""Shortest side, in pixels, of a slice that is worth translating."""
 
 _AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
 _NAMES = {"CT": "a CT", "MR": "an MRI"}
@@ -81,7 +87,7 @@ class Scan:
     def slice(self, plane: str = "axial", index: int | None = None) -> Slice:
         """A slice by its index from inferior/posterior/left; by default the central one.
 
-        Raises ScanError for an index outside the scan.
+        Raises ScanError for an index outside the scan, or a plane that a single slice does not show.
         """
         index = self.count(plane) // 2 if index is None else index
         if not 0 <= index < self.count(plane):
@@ -89,6 +95,8 @@ class Scan:
         axis = _AXIS[plane]
         rest = [a for a in range(3) if a != axis]
         pixels = np.ascontiguousarray(_show(np.take(self.voxels, index, axis)))
+        if min(pixels.shape) < 2:
+            raise ScanError(f"{self.name} is a single slice, and not an {plane} one: choose another plane.")
         spacing = float(self.spacing[rest[1]]), float(self.spacing[rest[0]])
         return Slice(pixels, spacing, self.modality, self.limits, plane, index)
 
@@ -120,9 +128,7 @@ class Scan:
         shift = np.eye(4)
         shift[axis, 3] = one.index
         canonical = nib.Nifti1Image(slab, self.affine @ shift)
-        back = nib.orientations.ornt_transform(
-            nib.io_orientation(self.affine), nib.io_orientation(self.native_affine)
-        )
+        back = nib.orientations.ornt_transform(nib.io_orientation(self.affine), nib.io_orientation(self.native_affine))
         image = canonical.as_reoriented(back)
         image.header.set_xyzt_units("mm")
         return image
@@ -141,9 +147,7 @@ def _size(scan: Scan) -> str:
     return " x ".join(str(n) for n in scan.voxels.shape if scan.kind != "picture" or n > 1)
 
 
-def read_scan(
-    path: str | Path, modality: str, shown: str = "auto", *, allow_constant: bool = False
-) -> Scan:
+def read_scan(path: str | Path, modality: str, shown: str = "auto", *, allow_constant: bool = False) -> Scan:
     """Read a PNG/JPEG, NIfTI (.nii, .nii.gz; 3D) or single DICOM file.
 
     modality: "CT" or "MR", what the user says it is; `Scan.warnings` says where it looks
@@ -159,29 +163,22 @@ def read_scan(
         raise ScanError(f"{path.name} is empty (0 bytes). Was the upload or copy cut short?")
     kind = _kind(path)
     if kind == "picture":
-        scan = _read_picture(path, modality, shown)
+        scan, guess = _read_picture(path, modality, shown)
     else:
-        read = _read_nifti if kind == "nifti" else _read_dicom
-        voxels, affine, said = read(path)
+        voxels, affine, said = _read_nifti(path) if kind == "nifti" else _read_dicom(path)
         scan = _canonical(voxels, affine, modality, kind, path.name)
-        if said and said != modality:
-            scan = _warn(scan, f"The file says it is {_NAMES[said]}, and this needs {_NAMES[modality]}.")
+        guess = said or looks_like(scan.voxels)
     if not np.isfinite(scan.voxels).all():
         raise ScanError(f"{path.name} has voxels that are not numbers (NaN or infinite). Export it again.")
-    if scan.voxels.min() == scan.voxels.max() and not allow_constant:
+    if allow_constant:
+        return scan
+    if scan.voxels.min() == scan.voxels.max():
         raise ScanError(f"{path.name} is one constant value: there is nothing to see in it.")
-    guess = looks_like(scan)
-    if guess and guess != modality and not scan.warnings and not allow_constant:
-        scan = _warn(
-            scan,
-            f"This looks like {_NAMES[guess]}, and this needs {_NAMES[modality]}: "
-            "the result will mean nothing if it is.",
-        )
+    if guess and guess != modality:
+        sure = "The file says it is" if kind == "dicom" and said else "This looks like"
+        text = f"{sure} {_NAMES[guess]}, and this needs {_NAMES[modality]}: the result will mean nothing if it is."
+        scan = replace(scan, warnings=(text,))
     return scan
-
-
-def _warn(scan: Scan, text: str) -> Scan:
-    return replace(scan, warnings=(*scan.warnings, text))
 
 
 def _kind(path: Path) -> str:
@@ -199,33 +196,37 @@ def _kind(path: Path) -> str:
     )
 
 
-def _check_size(shape, name: str) -> None:
+def _check_size(shape, name: str, most: int = MAX_VOXELS) -> None:
     if min(shape) < 1:
-        raise ScanError(f"{name} has a side of zero voxels.")
-    if np.prod([float(n) for n in shape]) > MAX_VOXELS:
-        raise ScanError(f"{name} says it has {' x '.join(map(str, shape))} voxels; that is too large to read here.")
+        raise ScanError(f"{name} has a side of zero voxels. Export it again.")
+    if math.prod(int(n) for n in shape) > most:
+        raise ScanError(
+            f"{name} says it is {' x '.join(map(str, shape))} in size; that is too large to read here. "
+            "Crop or resample it first."
+        )
 
 
 def _canonical(voxels, affine, modality, kind, name, shown=None) -> Scan:
-    if abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    usable = np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-9
+    ornt = nib.io_orientation(affine) if usable else None
+    if ornt is None or np.isnan(ornt).any():
         raise ScanError(f"{name} has no usable position or voxel size in its header. Export it again.")
-    ornt = nib.io_orientation(affine)
     turned = nib.apply_orientation(voxels, ornt)
     canonical = affine @ nib.orientations.inv_ornt_aff(ornt, voxels.shape)
-    if min(turned.shape[:2]) < 16 and kind != "picture":
+    if sorted(turned.shape)[1] < MIN_SIDE:
         raise ScanError(f"{name} is only {' x '.join(map(str, voxels.shape))} voxels: too small to translate.")
     return Scan(turned, canonical, modality, kind, affine, voxels.shape, name, shown)
 
 
-def _read_picture(path: Path, modality: str, shown: str) -> Scan:
+def _read_picture(path: Path, modality: str, shown: str) -> tuple[Scan, str | None]:
+    """The scan, and the modality that the picture looks like."""
+    rows, columns = _picture_size(path)
+    _check_size((rows, columns), path.name, MAX_PIXELS)
+    if min(rows, columns) < MIN_SIDE:
+        raise ScanError(f"{path.name} is only {columns} x {rows} pixels: too small to translate.")
     image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
     if image is None:
-        raise ScanError(f"{path.name} cannot be read as a picture: it is damaged or cut short.")
-    _check_size(image.shape[:2], path.name)
-    if min(image.shape[:2]) < 16:
-        raise ScanError(f"{path.name} is only {image.shape[1]} x {image.shape[0]} pixels: too small to translate.")
-    if image.dtype not in (np.uint8, np.uint16):
-        raise ScanError(f"{path.name} has {image.dtype} pixels. Save it with 8 or 16 bits.")
+        raise ScanError(f"{path.name} {_NO_PICTURE}")
     depth = np.iinfo(image.dtype).max
     grey = _to_grey(image, path.name).astype(np.float32) / depth
     if depth > 255 and grey.max() > grey.min():
@@ -235,10 +236,23 @@ def _read_picture(path: Path, modality: str, shown: str) -> Scan:
     if modality == "CT" and grey.max() > grey.min():
         shown = guess_png_window(grey) if shown == "auto" else shown
         voxels = png_ct_to_hu(grey, shown)
-    volume = _unshow(voxels)[:, :, None]
-    return _canonical(
-        np.ascontiguousarray(volume), np.eye(4), modality, "picture", path.name, shown if modality == "CT" else None
-    )
+    volume = np.ascontiguousarray(_unshow(voxels)[:, :, None])
+    shown = shown if modality == "CT" else None
+    return _canonical(volume, np.eye(4), modality, "picture", path.name, shown), guess_picture_modality(grey)
+
+
+_NO_PICTURE = "cannot be read as a picture: it is damaged, cut short, or neither PNG nor JPEG inside. Export it again."
+
+
+def _picture_size(path: Path) -> tuple[int, int]:
+    """(rows, columns) by the header alone: the decoder would fill the memory that a forged one asks for."""
+    try:
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
+            return image.height, image.width
+    except Image.DecompressionBombError as error:
+        raise ScanError(f"{path.name} is too large a picture to read here.") from error
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ScanError(f"{path.name} {_NO_PICTURE}") from error
 
 
 def _to_grey(image: np.ndarray, name: str) -> np.ndarray:
@@ -255,6 +269,18 @@ def _to_grey(image: np.ndarray, name: str) -> np.ndarray:
     return colours.mean(-1)
 
 
+_NIFTI_ERRORS = (
+    EOFError,
+    MemoryError,
+    OSError,
+    OverflowError,
+    ValueError,
+    zlib.error,
+    nib.filebasedimages.ImageFileError,
+    nib.spatialimages.HeaderDataError,
+)
+
+
 def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, None]:
     try:
         image = nib.load(path)
@@ -266,17 +292,14 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, None]:
         if len(shape) != 3:
             raise ScanError(f"{path.name} is {len(shape)}D, and a 3D volume is needed. A single slice can come as PNG.")
         _check_size(shape, path.name)
-        if image.get_data_dtype().fields is not None:
-            raise ScanError(f"{path.name} is a colour volume. Save the scan's own values.")
+        if image.get_data_dtype().kind not in "iuf":
+            raise ScanError(f"{path.name} is a colour or complex volume. Save the scan's own values.")
         voxels = np.asarray(image.dataobj, np.float32).reshape(shape)
     except ScanError:
         raise
-    except (EOFError, OSError, ValueError, zlib.error, nib.filebasedimages.ImageFileError, MemoryError) as error:
+    except _NIFTI_ERRORS as error:
         raise ScanError(f"{path.name} cannot be read as NIfTI: it is damaged or cut short. Copy it again.") from error
-    affine = np.asarray(image.affine, float)
-    if not np.isfinite(affine).all():
-        raise ScanError(f"{path.name} has no usable position or voxel size in its header. Export it again.")
-    return voxels, affine, None
+    return voxels, np.asarray(image.affine, float), None
 
 
 def _read_dicom(path: Path) -> tuple[np.ndarray, np.ndarray, str | None]:
@@ -310,15 +333,8 @@ def _read_dicom(path: Path) -> tuple[np.ndarray, np.ndarray, str | None]:
     return voxels, affine, said if said in MODALITIES else None
 
 
-def looks_like(scan: Scan) -> str | None:
-    """"CT" or "MR" where the values tell, else None.
-
-    A volume in HU has air near -1000. A picture of a CT has a skull much brighter than one flat
-    grey inside it; an MRI spreads over the grey scale.
-    """
-    if scan.kind != "picture":
-        low = float(np.percentile(scan.voxels[:: max(1, scan.voxels.shape[0] // 64)], 1))
-        if low < -300:
-            return "CT"
-        return "MR" if scan.voxels.min() >= 0 and scan.modality == "CT" else None
-    return None
+def looks_like(voxels: np.ndarray) -> str | None:
+    """Guess whether a volume (X, Y, Z) is "CT" or "MR", or None. A CT in HU has air near -1000."""
+    if np.percentile(voxels[:: max(1, voxels.shape[0] // 64)], 1) < -300:
+        return "CT"
+    return "MR" if voxels.min() > -200 else None

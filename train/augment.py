@@ -7,6 +7,7 @@ import numpy as np
 
 from mediffuse.intensity import decode_ct, encode_ct, png_ct_to_hu, window
 
+
 def warp_field(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Random affine (rotation, scale, shift, shear, mirror) and elastic map, for `cv2.remap`.
 

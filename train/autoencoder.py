@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mediffuse.metrics import paper
 from train import augment, models
-from train.common import Options, Run, _tensor, parse_options, read_image, read_rows
+from train.common import Options, Run, parse_options, read_image, read_rows, to_tensor
 
 
 @dataclass
@@ -65,7 +65,7 @@ class ImageDataset(Dataset):
         room = image.shape[0] - o.crop
         # Heads lie in the middle: a triangular draw sees fewer empty corners.
         top, left = (int(rng.integers(room // 2 + 1) + rng.integers(room - room // 2 + 1)) for _ in range(2))
-        return _tensor(image[top : top + o.crop, left : left + o.crop])
+        return to_tensor(image[top : top + o.crop, left : left + o.crop])
 
 
 class Objective(torch.nn.Module):
@@ -111,7 +111,7 @@ def ceiling(vae, paths: list[Path]) -> float:
     values = []
     for path in paths:
         image = read_image(path)
-        x = torch.from_numpy(_tensor(image))[None].to(device)
+        x = torch.from_numpy(to_tensor(image))[None].to(device)
         made = vae.decode(vae.encode(x).latent_dist.mode()).sample[0, 0].float().cpu().numpy()
         made = np.round(np.clip(made / 2 + 0.5, 0, 1) * 255).astype(np.uint8)
         values.append(paper(np.round(image[..., 0] * 255).astype(np.uint8), made).psnr)
@@ -120,6 +120,8 @@ def ceiling(vae, paths: list[Path]) -> float:
 
 def main(argv: list[str] | None = None) -> None:
     options = parse_options(AutoencoderOptions, "autoencoder", argv, __doc__)
+    dataset = ImageDataset(options)
+    torch.manual_seed(options.seed)
     vae = models.autoencoder(options.autoencoder)
     run = Run(options, Objective(vae, options))
     rows = [
@@ -138,12 +140,15 @@ def main(argv: list[str] | None = None) -> None:
     def save(output: Path) -> None:
         folder = options.data / "train"
         train_rows = read_rows(folder)
-        some = [folder / train_rows[i]["input_image_file_name"] for i in range(0, len(train_rows), max(1, len(train_rows) // 100))]
-        images = [torch.from_numpy(_tensor(read_image(p))).to(run.accelerator.device) for p in some]
+        some = [
+            folder / train_rows[i]["input_image_file_name"]
+            for i in range(0, len(train_rows), max(1, len(train_rows) // 100))
+        ]
+        images = [torch.from_numpy(to_tensor(read_image(p))).to(run.accelerator.device) for p in some]
         fold_moments(vae, *latent_moments(vae, images))
         vae.save_pretrained(output / "vae")
 
-    run.fit(ImageDataset(options), validate, save)
+    run.fit(dataset, validate, save)
 
 
 if __name__ == "__main__":

@@ -27,9 +27,12 @@ from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
+from mediffuse import checkpoints
 from mediffuse.contours import Thresholds, contour_hint
-from mediffuse.intensity import decode_ct
-from mediffuse.prompts import prompt_for
+from mediffuse.intensity import MR_OUTPUT_LIMITS, decode, decode_ct
+from mediffuse.metrics import paper, to_grey
+from mediffuse.prompts import modalities, prompt_for
+from mediffuse.translate import Settings, generate
 from train import augment
 
 ZERO_SNR_SCHEDULE = {
@@ -102,6 +105,8 @@ def parse_options(cls: type[Options], section: str, argv: list[str] | None, doc:
         default = getattr(defaults, name)
         if isinstance(default, Path) or (default is None and name.endswith("_dir")):
             values[name] = Path(value) if value else None
+        elif isinstance(default, str):
+            values[name] = "no" if value is False else str(value)  # YAML reads a bare no as false
         elif isinstance(default, bool):
             values[name] = bool(value)
         elif isinstance(default, float):
@@ -161,9 +166,11 @@ class PairDataset(Dataset):
                 augment.cut_off([source, target], rng)
             source = (augment.jitter_ct if is_ct else augment.jitter_mr)(source, rng)
             thresholds = _jitter(thresholds, rng)
-        sample = {"input": _tensor(source), "target": _tensor(target), "prompt": row["edit_prompt"]}
+        sample = {"input": to_tensor(source), "target": to_tensor(target), "prompt": row["edit_prompt"]}
         if row["direction"] == "contour2mr":
-            sample["hint"] = np.ascontiguousarray(contour_hint(decode_ct(source), thresholds).transpose(2, 0, 1)) / np.float32(255)
+            sample["hint"] = np.ascontiguousarray(
+                contour_hint(decode_ct(source), thresholds).transpose(2, 0, 1)
+            ) / np.float32(255)
         return sample
 
 
@@ -194,7 +201,8 @@ def read_image(path: Path) -> np.ndarray:
     return image[..., ::-1].astype(np.float32) / 255
 
 
-def _tensor(image: np.ndarray) -> np.ndarray:
+def to_tensor(image: np.ndarray) -> np.ndarray:
+    """Model image (S, S, 3) in [0, 1] to a network's input (3, S, S) in [-1, 1]."""
     return np.ascontiguousarray(image.transpose(2, 0, 1)) * np.float32(2) - np.float32(1)
 
 
@@ -273,7 +281,9 @@ class Run:
             mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
             losses = []
             if not math.isfinite(mean):
-                raise SystemExit(f"The loss is {mean} at step {step}. Lower --learning-rate, or use --mixed-precision no.")
+                raise SystemExit(
+                    f"The loss is {mean} at step {step}. Lower --learning-rate, or use --mixed-precision no."
+                )
             bar.update()
             bar.set_postfix(loss=f"{mean:.4f}")
             if step % o.log_every == 0 or step == o.steps:
@@ -350,7 +360,9 @@ class Run:
 
     def provenance(self) -> dict:
         """How this run was made, for model cards."""
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], check=False, capture_output=True, text=True, cwd=Path(__file__).parent
+        )
         metadata = self.options.data / "train" / "metadata.jsonl"
         device = self.accelerator.device
         return {
@@ -361,13 +373,50 @@ class Run:
             "steps": self.options.steps,
             "batch_size": self.options.batch_size * self.options.gradient_accumulation * self.accelerator.num_processes,
             "parameters": sum(p.numel() for p in self.parameters),
-            "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU cores",
+            "hardware": torch.cuda.get_device_name(device)
+            if device.type == "cuda"
+            else f"{torch.get_num_threads()} CPU cores",
             "processes": self.accelerator.num_processes,
         }
 
 
 def _plain(value):
     return str(value) if isinstance(value, Path) else value
+
+
+@torch.no_grad()
+def validate_pipeline(pipeline, options: Options, directions, thresholds: Thresholds | None = None) -> dict:
+    """PSNR and SSIM by protocol "paper" on central axial T1 pairs of the val split, in one step.
+
+    Runs the very function that the app runs.
+    """
+    checkpoint = checkpoints.describe(pipeline)
+    training = {name: part.training for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    figures = {}
+    for direction in directions:
+        dataset = PairDataset(options.data, "val", (direction,), augmented=False)
+        rows = [
+            r for r in dataset.rows if r["plane"] == "axial" and r["contrast"] == "T1" and "mask_image_file_name" in r
+        ]
+        rows = rows or dataset.rows
+        output = modalities(direction)[1]
+        scores = []
+        for row in rows[: options.validate_images]:
+            source, target = (read_image(dataset.folder / row[f"{k}_image_file_name"]) for k in ("input", "edited"))
+            made = generate(checkpoint, direction, source[None], Settings(), thresholds)[0]
+            greys = [to_grey(decode(image, output), output, MR_OUTPUT_LIMITS) for image in (target, made)]
+            scores.append(paper(*greys))
+        figures[f"{direction}_psnr"] = float(np.mean([s.psnr for s in scores]))
+        figures[f"{direction}_ssim"] = float(np.mean([s.ssim for s in scores]))
+    for name, was in training.items():
+        getattr(pipeline, name).train(was)
+    return figures
+
+
+def write_details(folder: Path, run: Run, **details) -> None:
+    """Write mediffuse.json beside a pipeline: how it was trained, and `details`."""
+    text = json.dumps({**details, "training": run.provenance()}, indent=2)
+    (folder / checkpoints.DETAILS).write_text(text + "\n")
 
 
 def schedule() -> DDIMScheduler:

@@ -116,6 +116,13 @@ def controlnet(unet: UNet2DConditionModel, embedding_channels: list[int]) -> Con
     )
 
 
+def load_autoencoder(folder: Path | None) -> AutoencoderKL:
+    """The autoencoder that train/autoencoder.py saved in `folder`."""
+    if not folder or not (Path(folder) / "config.json").is_file():
+        raise SystemExit(f"There is no autoencoder in {folder}: run train/autoencoder.py, or give --vae-dir or --base.")
+    return AutoencoderKL.from_pretrained(folder)
+
+
 def save_half(pipeline, folder: Path) -> None:
     """Save a copy of a pipeline in fp16; the one in memory stays as it is."""
     kept = {name: part.dtype for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}

@@ -95,7 +95,8 @@ class Writer:
 
 def read_grey(path: Path) -> np.ndarray | None:
     """8-bit grey picture (H, W), or None if it is missing or damaged."""
-    return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_GRAYSCALE) if path.is_file() else None
+    data = np.fromfile(path, np.uint8) if path.is_file() else np.empty(0, np.uint8)
+    return cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
 
 
 def split_of(patient: str, fractions: dict[str, float]) -> str:
@@ -202,8 +203,8 @@ def from_pngs(folder: Path, writer: Writer, args) -> int:
 
 
 def from_ct_pngs(folder: Path, writer: Writer, args) -> int:
-    paths = sorted(folder.rglob("*.png"))
-    for path in tqdm(paths, desc=f"{folder.name} CT only"):
+    made = 0
+    for path in tqdm(sorted(folder.rglob("*.png")), desc=f"{folder.name} CT only"):
         grey = read_grey(path)
         if grey is None:
             print(f"{path}: cannot be read as a picture, left out", file=sys.stderr)
@@ -213,7 +214,8 @@ def from_ct_pngs(folder: Path, writer: Writer, args) -> int:
         image = to_uint8(encode_ct(Letterbox(hu.shape, size=writer.size).fit(hu, AIR_HU)))
         name = writer.image("unpaired", f"{folder.name}_{path.stem}", image)
         writer.row("unpaired", file_name=name, modality="CT", source=folder.name)
-    return len(paths)
+        made += 1
+    return made
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -229,10 +231,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     args.fractions = {"val": args.val, "test": args.test}
     writer = Writer(args.output, args.size)
-    for folder in args.input:
+    for given in args.input:
+        folder = given.resolve()
         if not folder.is_dir():
-            parser.error(f"{folder} is not a folder")
-        folder = folder.resolve()
+            parser.error(f"{given} is not a folder")
         if any(folder.glob("*/ct.nii*")):
             made = from_volumes(folder, writer, args)
         elif any(folder.rglob("*_ct.png")):

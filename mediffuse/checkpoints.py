@@ -1,0 +1,152 @@
+"""Where checkpoints come from: bundled in assets/, a folder, or the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mediffuse.contours import Thresholds
+from mediffuse.prompts import DIRECTIONS
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "checkpoints"
+VARIABLE = "MEDIFFUSE_CHECKPOINTS"
+DETAILS = "mediffuse.json"
+"""File beside model_index.json with what a stock pipeline does not store: contour thresholds."""
+
+_FAMILY = {"ct2mr": "ip2p", "mr2ct": "ip2p", "contour2mr": "controlnet"}
+_PIPELINES = {
+    "ip2p": "StableDiffusionInstructPix2PixPipeline",
+    "controlnet": "StableDiffusionControlNetPipeline",
+}
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing, damaged or of the wrong kind; the message is for the user."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded diffusers pipeline and the facts about it that translation needs.
+
+    size: side of its model images in pixels. one_step: whether it was trained so that one
+    trailing step from zero latents is a prediction (v-prediction, zero terminal SNR).
+    """
+
+    source: str
+    pipeline: DiffusionPipeline
+    size: int
+    one_step: bool
+    thresholds: Thresholds
+
+
+def locate(direction: str, given: str | None = None) -> str:
+    """Folder or hub id of the checkpoint for a direction.
+
+    `given` (default: the environment variable MEDIFFUSE_CHECKPOINTS, then the bundled ones) is a
+    comma-separated list of: a pipeline (folder or hub id); a folder with `ip2p` and `controlnet`
+    (or one per direction: `ct2mr`, `mr2ct`, `contour2mr`); or `name=` one of these names and a
+    pipeline. Raises CheckpointError if it names none for this direction.
+    """
+    if direction not in DIRECTIONS:
+        raise ValueError(f"Unknown direction {direction!r}: choose one of {', '.join(DIRECTIONS)}.")
+    given = given or os.environ.get(VARIABLE) or str(BUNDLED)
+    names = (direction, _FAMILY[direction])
+    anonymous = []
+    for entry in (e.strip() for e in given.split(",")):
+        name, _, value = entry.rpartition("=")
+        if name in names:
+            return value
+        if not name and entry:
+            anonymous.append(entry)
+    for entry in anonymous:
+        folder = Path(entry)
+        for inner in names:
+            if (folder / inner / "model_index.json").is_file():
+                return str(folder / inner)
+        if (folder / "model_index.json").is_file():
+            if _class_name(folder) == _PIPELINES[_FAMILY[direction]]:
+                return entry
+        elif not folder.is_dir() and entry.count("/") == 1:
+            return entry  # a hub id; its class is checked once loaded
+    raise CheckpointError(
+        f"There is no checkpoint for this tab ({direction}) in {given}. It should hold a folder "
+        f"'{_FAMILY[direction]}' that train/{_FAMILY[direction]}.py wrote, with a model_index.json."
+    )
+
+
+def _class_name(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / "model_index.json").read_text()).get("_class_name")
+    except (OSError, ValueError):
+        return None
+
+
+def load(source: str, direction: str) -> Checkpoint:
+    """Load a pipeline from a folder or hub id, on the CPU in float32 or CUDA in float16.
+
+    Raises CheckpointError with a message for the user if it is damaged or of the wrong kind.
+    """
+    import torch
+    from diffusers import DiffusionPipeline
+
+    cuda = torch.cuda.is_available()
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(
+            source, dtype=torch.float16 if cuda else torch.float32, safety_checker=None
+        )
+    except Exception as error:  # diffusers, safetensors, the hub and json each have their own
+        raise CheckpointError(
+            f"The checkpoint {source} cannot be loaded: it is missing, incomplete or damaged "
+            f"({type(error).__name__}). Train or download it again."
+        ) from error
+    wanted = _PIPELINES[_FAMILY[direction]]
+    if type(pipeline).__name__ != wanted:
+        raise CheckpointError(f"The checkpoint {source} is a {type(pipeline).__name__}; this tab needs a {wanted}.")
+    pipeline.to("cuda" if cuda else "cpu")
+    return describe(pipeline, source)
+
+
+def describe(pipeline: DiffusionPipeline, source: str = "memory") -> Checkpoint:
+    """The facts that translation needs about a pipeline, read from its configs."""
+    pipeline.set_progress_bar_config(disable=True)
+    scheduler = pipeline.scheduler.config
+    one_step = (
+        scheduler.get("prediction_type") == "v_prediction"
+        and bool(scheduler.get("rescale_betas_zero_snr"))
+        and scheduler.get("timestep_spacing") == "trailing"
+    )
+    size = int(pipeline.unet.config.sample_size) * int(pipeline.vae_scale_factor)
+    return Checkpoint(source, pipeline, size, one_step, _thresholds(source))
+
+
+def _thresholds(source: str) -> Thresholds:
+    path = Path(source) / DETAILS
+    if not path.is_file():
+        return Thresholds()
+    values = json.loads(path.read_text()).get("contours", {})
+    return Thresholds(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+class Checkpoints:
+    """Loads each checkpoint when it is first needed and keeps it; safe between threads."""
+
+    def __init__(self, given: str | None = None) -> None:
+        self.given = given
+        self._lock = threading.Lock()
+        self._loaded: dict[tuple[str, str], Checkpoint] = {}
+
+    def get(self, direction: str) -> Checkpoint:
+        """The checkpoint for a direction. A failure is raised again at the next call, not kept."""
+        source = locate(direction, self.given)
+        key = source, _FAMILY[direction]
+        with self._lock:
+            if key not in self._loaded:
+                self._loaded[key] = load(source, direction)
+            return self._loaded[key]

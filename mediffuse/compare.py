@@ -1,0 +1,62 @@
+"""Compare a translation with the real image of the same slice, by both protocols."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mediffuse.intensity import MR_OUTPUT_LIMITS
+from mediffuse.metrics import Scores, body_mask, paper, synthrad_ct, synthrad_mr, to_grey
+from mediffuse.scan import Scan, ScanError, Slice
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """error: signed, made - truth (rows, columns), HU for CT and MR output units for MR."""
+
+    error: np.ndarray
+    scores: tuple[Scores, ...]
+
+
+def compare(made: np.ndarray, truth: Slice, ct: Slice | None = None) -> Comparison:
+    """Compare `made` (rows, columns; HU or MR in `MR_OUTPUT_LIMITS`) with the real slice.
+
+    `ct` is the CT of the pair; its body mask bounds protocol "synthrad", which is left out
+    where that mask is empty. The truth's MR is scaled by its own limits, as any MR is.
+    Raises ScanError if the sizes differ or the truth is constant.
+    """
+    if made.shape != truth.pixels.shape:
+        raise ScanError(
+            f"The ground truth slice is {_size(truth.pixels)} pixels and the translated one {_size(made)}. "
+            "They must be registered and of the same size."
+        )
+    if np.ptp(truth.pixels) == 0:
+        raise ScanError("The ground truth is one constant value in this slice: nothing to compare with.")
+    low, high = MR_OUTPUT_LIMITS
+    if truth.modality == "MR":
+        black, white = truth.limits
+        real = low + (high - low) * np.clip((truth.pixels - black) / (white - black), 0, 1)
+    else:
+        real = truth.pixels
+    scores = [paper(*(to_grey(x, truth.modality, MR_OUTPUT_LIMITS) for x in (real, made)))]
+    mask = body_mask(ct.pixels) if ct is not None else np.zeros(made.shape, bool)
+    if mask.any():
+        scores.append((synthrad_ct if truth.modality == "CT" else synthrad_mr)(real, made, mask))
+    return Comparison((made - real).astype(np.float32), tuple(scores))
+
+
+def matching_slice(scan: Scan, one: Slice, truth: Scan) -> Slice:
+    """The slice of `truth` that shows the same place as `one` of `scan`.
+
+    A single-slice truth (a picture) is taken as that slice. Raises ScanError if the grids differ.
+    """
+    if truth.count(one.plane) == 1 and scan.count(one.plane) > 1:
+        return truth.slice(one.plane, 0)
+    if truth.kind != "picture" or scan.kind != "picture":
+        scan.check_same_grid(truth)
+    return truth.slice(one.plane, one.index)
+
+
+def _size(pixels: np.ndarray) -> str:
+    return f"{pixels.shape[1]} x {pixels.shape[0]}"

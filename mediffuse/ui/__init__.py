@@ -1,0 +1,1 @@
+"""The web page. The only part of the library that imports gradio."""

@@ -1,0 +1,79 @@
+"""Tab CT contours -> MRI: Canny edges of CT windows through a ControlNet, with a live preview."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from mediffuse.contours import Thresholds
+from mediffuse.display import enlarge
+from mediffuse.translate import Translator
+from mediffuse.ui import session
+from mediffuse.ui.examples import CT_EXAMPLES
+from mediffuse.ui.tab import Tab, slice_of
+
+_WINDOWS = {"bone": "Bone (red)", "tissue": "Soft (green)", "brain": "Brain (blue)"}
+
+
+def build(translator: Translator) -> Tab:
+    tab = Tab(
+        direction="contour2mr",
+        api="contours_to_mri",
+        translator=translator,
+        examples=CT_EXAMPLES,
+        default_view="Brain (W 80, L 40)",
+        read_thresholds=_read,
+        extra_label="Contours",
+        on_scan=lambda one, *values: enlarge(translator.hint(one, _read(*values))),
+    )
+    tab.build(_controls)
+    gr.on(
+        [component.input for component in tab.thresholds],
+        lambda *values: _preview(tab, *values),
+        [tab.scan, tab.index, tab.shown, *tab.thresholds],
+        tab.extra_preview,
+        trigger_mode="always_last",
+        show_progress="hidden",
+        api_name="contours_preview",
+    )
+    return tab
+
+
+def _controls(tab: Tab) -> None:
+    with gr.Accordion("Canny thresholds", open=True):
+        mode = gr.Radio(
+            [("Three windows", "windows"), ("One window (-1000 to 1000 HU), as published", "single")],
+            value="windows",
+            label="Contours of",
+            info="The bundled model was trained on three windows.",
+            elem_id=f"{tab.direction}-mode",
+        )
+        tab.thresholds.append(mode)
+        defaults = Thresholds()
+        for name, title in _WINDOWS.items():
+            with gr.Row():
+                for end, value in zip(("low", "high"), getattr(defaults, name), strict=True):
+                    slider = gr.Slider(
+                        0,
+                        500,
+                        value,
+                        step=5,
+                        label=f"{title}, {end}",
+                        min_width=130,
+                        elem_id=f"{tab.direction}-{name}-{end}",
+                    )
+                    tab.thresholds.append(slider)
+
+
+def _read(mode, *limits) -> Thresholds:
+    pairs = zip(limits[::2], limits[1::2], strict=True)
+    return Thresholds(
+        **{name: (float(low), float(high)) for name, (low, high) in zip(_WINDOWS, pairs, strict=True)}, mode=mode
+    )
+
+
+def _preview(tab: Tab, path, index, shown, *values):
+    """The edges at the thresholds being dragged; the model does not run."""
+    if not path:
+        return gr.skip()
+    one = slice_of(session.open_scan(path, "CT", shown), index)
+    return enlarge(tab.translator.hint(one, _read(*values)))

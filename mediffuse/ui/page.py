@@ -1,0 +1,56 @@
+"""The page: three tabs, and what stands above and below them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gradio as gr
+import spaces
+
+from mediffuse.checkpoints import Checkpoints
+from mediffuse.prompts import DIRECTIONS
+from mediffuse.translate import Translator
+from mediffuse.ui import contours_to_mri, ct_to_mri, mri_to_ct
+
+MAX_UPLOAD = "300mb"
+STYLE = Path(__file__).resolve().parents[2] / "assets" / "style.css"
+THEME = gr.themes.Soft(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+
+_INTRO = """# Mediffuse
+Head CT ↔ MRI with diffusion models.
+**Research use only, not for diagnosis.** Every picture made here is synthetic: it shows what a model
+finds plausible, and may invent or hide disease. Uploads stay on this server and are deleted within the hour.
+"""
+
+
+def build() -> gr.Blocks:
+    """The demo, ready for `launch(**launch_options())`. Checkpoints load when first used, except on
+    ZeroGPU, where they must be placed on CUDA at start."""
+    translator = Translator(Checkpoints())
+    if spaces.config.Config.zero_gpu:
+        for direction in DIRECTIONS:
+            translator.checkpoints.get(direction)
+    with gr.Blocks(title="Mediffuse", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
+        gr.Markdown(_INTRO)
+        with gr.Tabs():
+            for title, name, tab in (
+                ("CT → MRI", "ct2mr", ct_to_mri),
+                ("CT contours → MRI", "contour2mr", contours_to_mri),
+                ("MRI → CT", "mr2ct", mri_to_ct),
+            ):
+                with gr.Tab(title, id=name, elem_id=f"tab-{name}"):
+                    tab.build(translator)
+    return demo.queue(max_size=32, default_concurrency_limit=4)
+
+
+def launch_options() -> dict:
+    """Options for `Blocks.launch`: private, bounded, and without anything from another server."""
+    return {
+        "theme": THEME,
+        "css_paths": [STYLE],
+        "show_error": False,
+        "run_history": False,
+        "enable_monitoring": False,
+        "max_file_size": MAX_UPLOAD,
+        "footer_links": ["api"],
+    }

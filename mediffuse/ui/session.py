@@ -1,0 +1,172 @@
+"""What the tabs do, apart from how they look: reading, streaming, comparing, writing downloads."""
+
+from __future__ import annotations
+
+import functools
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import gradio as gr
+import nibabel as nib
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from mediffuse.checkpoints import CheckpointError
+from mediffuse.compare import Comparison, compare, matching_slice
+from mediffuse.contours import Thresholds
+from mediffuse.display import picture
+from mediffuse.intensity import MR_OUTPUT_LIMITS
+from mediffuse.prompts import modalities
+from mediffuse.scan import Scan, ScanError, Slice, read_scan
+from mediffuse.translate import Settings, Translation, Translator
+
+SYNTHETIC_NOTE = "SYNTHETIC image made by Mediffuse. Research use only, not for diagnosis."
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished translation with what is needed to show and compare it again."""
+
+    direction: str
+    path: str
+    shown: str
+    one: Slice
+    translation: Translation
+    truth: Slice | None = None
+    comparison: Comparison | None = None
+
+
+class Stopped(Exception):
+    """Raised inside a run to end it when its visitor pressed Stop or left."""
+
+
+@functools.lru_cache(maxsize=4)
+def _read(path: str, changed: int, modality: str, shown: str) -> Scan:
+    return read_scan(path, modality, shown)
+
+
+def open_scan(path: str | None, modality: str, shown: str = "auto") -> Scan:
+    """Read an upload, or what was just read. Raises gr.Error in the visitor's words."""
+    if not path:
+        raise gr.Error(f"First choose a {modality} scan, or click an example.", duration=10, print_exception=False)
+    try:
+        return _read(path, Path(path).stat().st_mtime_ns, modality, shown)
+    except ScanError as error:
+        raise gr.Error(str(error), duration=None, print_exception=False) from error
+
+
+def attach_truth(result: Result, path: str | None) -> Result:
+    """`result` with the real image of its slice and the comparison, or without if `path` is empty."""
+    if not path:
+        return replace(result, truth=None, comparison=None)
+    source, target = modalities(result.direction)
+    truth_scan = open_scan(path, target)
+    scan = open_scan(result.path, source, result.shown)
+    try:
+        truth = matching_slice(scan, result.one, truth_scan)
+        ct = result.one if source == "CT" else truth
+        return replace(result, truth=truth, comparison=compare(result.translation.pixels, truth, ct))
+    except ScanError as error:
+        raise gr.Error(f"Ground truth: {error}", duration=None, print_exception=False) from error
+
+
+_stops: dict[str, threading.Event] = {}
+
+
+def stop(request: gr.Request) -> None:
+    """End the run of this visitor after its current step."""
+    event = _stops.get(request.session_hash)
+    if event:
+        event.set()
+
+
+def stream(
+    translator: Translator,
+    one: Slice,
+    direction: str,
+    settings: Settings,
+    thresholds: Thresholds | None,
+    session: str | None,
+) -> Iterator[tuple[int, int, np.ndarray | None] | Translation]:
+    """Run a translation in a thread: (step, steps, preview model image or None)..., then the Translation.
+
+    Closing the iterator, or `stop`, ends the run. Errors become gr.Error.
+    """
+    items: queue.Queue = queue.Queue(maxsize=2)
+    stopped = threading.Event()
+    key = session or ""
+    _stops[key] = stopped
+
+    def on_step(step: int, steps: int, preview) -> None:
+        if stopped.is_set():
+            raise Stopped
+        # A decode costs about as much as a step: show every step only of short runs.
+        shows = step < steps and (steps <= 12 or step % (steps // 10) == 0)
+        items.put((step, steps, preview() if shows else None))
+
+    def work() -> None:
+        on = on_step if settings.speed == "diffusion" else None
+        try:
+            items.put(translator.translate(one, direction, settings, thresholds, on))
+        except BaseException as error:  # noqa: BLE001 - handed to the waiting generator
+            items.put(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item = items.get()
+            if isinstance(item, Stopped):
+                return
+            if isinstance(item, (CheckpointError, ScanError)):
+                raise gr.Error(str(item), duration=None, print_exception=False) from item
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+            if isinstance(item, Translation):
+                return
+    finally:
+        stopped.set()
+        _drain(items)
+        if _stops.get(key) is stopped:
+            del _stops[key]
+
+
+def _drain(items: queue.Queue) -> None:
+    """Unblock a worker that waits to put into a full queue."""
+    while True:
+        try:
+            items.get_nowait()
+        except queue.Empty:
+            return
+
+
+def write_downloads(result: Result, folder: Path, limits: tuple[float, float]) -> list[str]:
+    """Write the synthetic slice as PNG and, where the input has a place in space, as NIfTI.
+
+    `limits`: black and white of the PNG in the units of the translation. Returns the paths.
+    """
+    translation, one = result.translation, result.one
+    scan = open_scan(result.path, one.modality, result.shown)
+    stem = Path(scan.name).name.split(".")[0]
+    name = f"{stem}_{one.plane}{one.index:03d}_synthetic_{translation.modality}"
+    info = PngInfo()
+    info.add_text("Description", SYNTHETIC_NOTE)
+    png = folder / f"{name}.png"
+    image = picture(translation.pixels, limits, one.spacing, synthetic=True)
+    Image.fromarray(image).save(png, pnginfo=info)
+    paths = [str(png)]
+    if scan.kind != "picture":
+        volume = scan.slice_to_nifti(one, translation.pixels)
+        units = (
+            "HU" if translation.modality == "CT" else f"arbitrary {MR_OUTPUT_LIMITS[0]:.0f}-{MR_OUTPUT_LIMITS[1]:.0f}"
+        )
+        volume.header["descrip"] = f"SYNTHETIC {translation.modality} ({units}), not for diagnosis".encode()[:79]
+        nifti = folder / f"{name}.nii.gz"
+        nib.save(volume, nifti)
+        paths.append(str(nifti))
+    return paths

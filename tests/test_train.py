@@ -1,0 +1,218 @@
+"""The real command line of each trainer, a few steps on tiny models."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from mediffuse.checkpoints import Checkpoints
+from mediffuse.scan import Slice
+from mediffuse.translate import Settings, Translator
+from tests import tiny
+from train.common import Options, PairDataset, parse_options
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def command(*arguments) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def train(script, *arguments) -> str:
+    # As `accelerate launch` does for one process, without its own start-up.
+    done = command(ROOT / "train" / script, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A prepared data set of two patients, a tiny config, and a trained tiny autoencoder and IP2P."""
+    work = tmp_path_factory.mktemp("train")
+    examples = ROOT / "assets" / "examples"
+    for patient in ("p01", "p02"):
+        folder = work / "raw" / patient
+        folder.mkdir(parents=True)
+        shutil.copy(examples / "head_ct.nii.gz", folder / "ct.nii.gz")
+        shutil.copy(examples / "head_t1.nii.gz", folder / "mr.nii.gz")
+    data = work / "data"
+    train("prepare.py", "--input", work / "raw", "--output", data, "--around", 1, "--size", 64, "--val", 0, "--test", 0)
+    shutil.copytree(data / "train", data / "val")
+    config = {
+        "common": {
+            "data": str(data),
+            "workers": 0,
+            "batch_size": 2,
+            "checkpoint_every": 2,
+            "keep_checkpoints": 5,
+            "validate_images": 1,
+            "log_every": 1,
+            "warmup": 1,
+        },
+        "autoencoder": {"output": str(work / "ae"), "autoencoder": tiny.AUTOENCODER, "crop": 32, "steps": 2},
+        "ip2p": {
+            "output": str(work / "ip2p"),
+            "vae_dir": str(work / "ae" / "vae"),
+            "unet": tiny.UNET,
+            "text_encoder": tiny.TEXT,
+            "steps": 4,
+        },
+        "controlnet": {
+            "output": str(work / "controlnet"),
+            "base": str(work / "ip2p" / "ip2p"),
+            "conditioning_channels": [4, 8, 8, 8],
+            "steps": 2,
+        },
+    }
+    (work / "tiny.yaml").write_text(yaml.safe_dump(config))
+    train("autoencoder.py", "--config", work / "tiny.yaml")
+    train("ip2p.py", "--config", work / "tiny.yaml")
+    return work
+
+
+def weights(folder) -> dict:
+    return load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def test_autoencoder_latents_are_standardised(work):
+    from diffusers import AutoencoderKL
+
+    from train.common import read_image, read_rows, to_tensor
+
+    vae = AutoencoderKL.from_pretrained(work / "ae" / "vae")
+    folder = work / "data" / "train"
+    images = [torch.from_numpy(to_tensor(read_image(folder / r["input_image_file_name"]))) for r in read_rows(folder)]
+    with torch.no_grad():
+        latents = vae.encode(torch.stack(images)).latent_dist.mode()
+    assert latents.mean((0, 2, 3)).abs().max() < 0.05
+    assert latents.std().item() == pytest.approx(1, abs=0.1)
+
+
+def test_ip2p_logs_checkpoints_and_provenance(work):
+    output = work / "ip2p"
+    log = (output / "log.csv").read_text().splitlines()
+    assert log[0] == "step,loss,rate,seconds"
+    assert [line.split(",")[0] for line in log[1:]] == ["1", "2", "3", "4"]
+    assert "ct2mr_psnr" in (output / "validation.csv").read_text()
+    assert list(output.glob("logs/**/events*"))
+    assert sorted(p.name for p in output.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    details = json.loads((output / "ip2p" / "mediffuse.json").read_text())
+    assert details["training"]["steps"] == 4
+    assert weights(output / "ip2p")["conv_in.weight"].dtype == torch.float16
+
+
+def test_resume_ends_where_an_unbroken_run_ends(work, tmp_path):
+    shutil.copytree(work / "ip2p", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    shutil.rmtree(tmp_path / "run" / "ip2p")
+    said = train("ip2p.py", "--config", work / "tiny.yaml", "--output", tmp_path / "run")
+    assert "checkpoint-2 at step 2" in said
+    unbroken, resumed = weights(work / "ip2p" / "ip2p"), weights(tmp_path / "run" / "ip2p")
+    for name, value in unbroken.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+def test_checkpoints_rotate(work, tmp_path):
+    train(
+        "ip2p.py",
+        "--config",
+        work / "tiny.yaml",
+        "--output",
+        tmp_path,
+        "--checkpoint-every",
+        1,
+        "--keep-checkpoints",
+        2,
+    )
+    assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
+
+
+def test_controlnet_trains_and_the_app_loads_both(work):
+    train("controlnet.py", "--config", work / "tiny.yaml")
+    net = load_file(work / "controlnet" / "controlnet" / "controlnet" / "diffusion_pytorch_model.safetensors")
+    assert net["controlnet_mid_block.weight"].abs().max() > 0  # it was zero before training
+    given = f"{work / 'ip2p' / 'ip2p'},{work / 'controlnet' / 'controlnet'}"
+    translator = Translator(Checkpoints(given))
+    one = Slice(np.random.default_rng(0).normal(0, 300, (40, 40)).astype(np.float32), (1, 1), "CT")
+    for direction in ("ct2mr", "contour2mr"):
+        assert np.isfinite(translator.translate(one, direction, Settings()).pixels).all()
+
+
+def test_fine_tunes_a_stable_diffusion_with_a_wider_conv_in(work, tmp_path):
+    from diffusers import PNDMScheduler, StableDiffusionPipeline
+
+    vae, text, tokenizer, unet = tiny.parts(image_conditioned=False)
+    StableDiffusionPipeline(
+        vae, text, tokenizer, unet, PNDMScheduler(), None, None, requires_safety_checker=False
+    ).save_pretrained(tmp_path / "sd")
+    train(
+        "ip2p.py", "--config", work / "tiny.yaml", "--base", tmp_path / "sd", "--output", tmp_path / "out", "--steps", 1,
+        "--learning-rate", 0,
+    )  # fmt: skip
+    wide = weights(tmp_path / "out" / "ip2p")["conv_in.weight"].float()
+    torch.testing.assert_close(wide[:, :4], unet.conv_in.weight.data, atol=1e-3, rtol=1e-2)
+    assert wide[:, 4:].abs().max() == 0
+
+
+def test_clear_error_without_data(tmp_path):
+    for script in ("autoencoder.py", "ip2p.py"):
+        done = command(f"train/{script}", "--data", tmp_path / "none", "--output", tmp_path / "out")
+        assert done.returncode != 0
+        assert "Run train/prepare.py first" in done.stderr
+
+
+def test_clear_error_without_autoencoder(work, tmp_path):
+    done = command("train/ip2p.py", "--config", work / "tiny.yaml", "--vae-dir", tmp_path, "--output", tmp_path / "out")
+    assert done.returncode != 0
+    assert "--vae-dir or --base" in done.stderr
+
+
+def test_options_merge_config_and_command_line(tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("common: {seed: 3, mixed_precision: no}\nip2p: {steps: 7, weights: {axial: 2.0}}\n")
+    options = parse_options(
+        Options, "ip2p", ["--config", str(config), "--steps", "9", "--weights", "{coronal: 0.5}"], ""
+    )
+    assert (options.seed, options.steps, options.mixed_precision) == (3, 9, "no")
+    assert options.weights == {"axial": 2.0, "coronal": 0.5}
+    config.write_text("ip2p: {stepps: 7}\n")
+    with pytest.raises(SystemExit):
+        parse_options(Options, "ip2p", ["--config", str(config)], "")
+
+
+def test_samples_depend_on_seed_and_number_alone(work):
+    one, two = (PairDataset(work / "data", "train", ("ct2mr", "mr2ct"), seed=4) for _ in range(2))
+    np.testing.assert_array_equal(one[5]["input"], two[5]["input"])
+    assert not np.array_equal(one[5]["input"], one[6]["input"])
+    assert one[5]["input"].shape == (3, 64, 64)
+    assert -1 <= one[5]["input"].min() <= one[5]["input"].max() <= 1
+
+
+@pytest.mark.parametrize("name", ["mini", "sd15"])
+def test_shipped_configs_are_understood(name):
+    from train.autoencoder import AutoencoderOptions
+    from train.controlnet import ControlnetOptions
+    from train.ip2p import Ip2pOptions
+
+    path = str(ROOT / "train" / "configs" / f"{name}.yaml")
+    sections = yaml.safe_load(Path(path).read_text())
+    for section, cls in (("autoencoder", AutoencoderOptions), ("ip2p", Ip2pOptions), ("controlnet", ControlnetOptions)):
+        if section in sections:
+            assert parse_options(cls, section, ["--config", path], "").steps > 0

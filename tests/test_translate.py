@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+
+from mediffuse import checkpoints
+from mediffuse.checkpoints import CheckpointError, Checkpoints
+from mediffuse.contours import Thresholds
+from mediffuse.intensity import MR_OUTPUT_LIMITS
+from mediffuse.scan import Slice
+from mediffuse.translate import Settings, Translator, generate
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.save_all(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def translator(folder):
+    return Translator(Checkpoints(str(folder)))
+
+
+@pytest.fixture
+def ct():
+    hu = np.full((50, 40), -1000, np.float32)
+    hu[10:40, 8:32] = 700
+    hu[13:37, 11:29] = 35
+    return Slice(hu, (1.0, 1.25), "CT")
+
+
+@pytest.fixture
+def mr(ct):
+    return Slice(np.clip(ct.pixels, 0, 900), (1.0, 1.25), "MR", (0.0, 900.0))
+
+
+@pytest.mark.parametrize("direction", ["ct2mr", "contour2mr"])
+def test_fast_gives_a_deterministic_mri_on_the_input_grid(translator, ct, direction):
+    first, second = (translator.translate(ct, direction, Settings(seed=s)) for s in (1, 2))
+    assert first.pixels.shape == ct.pixels.shape
+    assert first.modality == "MR"
+    assert MR_OUTPUT_LIMITS[0] <= first.pixels.min() < first.pixels.max() <= MR_OUTPUT_LIMITS[1]
+    np.testing.assert_array_equal(first.pixels, second.pixels)
+    assert first.deviation is None
+
+
+def test_mri_to_ct_gives_hu(translator, mr):
+    made = translator.translate(mr, "mr2ct")
+    assert made.modality == "CT"
+    assert made.pixels.min() >= -1000
+    assert made.pixels.max() <= 2000
+
+
+def test_the_prompt_reaches_the_model(translator, ct):
+    t1, t2 = (translator.translate(ct, "ct2mr", Settings(contrast=c)).pixels for c in ("T1", "T2"))
+    assert np.abs(t1 - t2).max() > 0
+
+
+def test_samples_follow_their_seeds(translator, ct):
+    both = translator.translate(ct, "ct2mr", Settings("diffusion", steps=2, seed=5, samples=2))
+    assert len(both.samples) == 2
+    assert both.deviation.max() > 0
+    np.testing.assert_allclose(both.pixels, np.mean(both.samples, axis=0))
+    again = translator.translate(ct, "ct2mr", Settings("diffusion", steps=2, seed=6))
+    np.testing.assert_allclose(again.pixels, both.samples[1], atol=0.5)
+
+
+def test_contours_and_their_strength_matter(translator, ct):
+    plain = translator.translate(ct, "contour2mr").pixels
+    assert np.array_equal(plain, translator.translate(ct, "contour2mr").pixels)
+    # A fresh ControlNet adds nothing (its last convolutions are zero): give it something to add.
+    net = translator.checkpoints.get("contour2mr").pipeline.controlnet
+    for block in [*net.controlnet_down_blocks, net.controlnet_mid_block]:
+        block.weight.data.fill_(0.1)
+    net.controlnet_cond_embedding.conv_out.weight.data.fill_(0.1)
+    strong = translator.translate(ct, "contour2mr").pixels
+    assert not np.array_equal(plain, strong)
+    off = translator.translate(ct, "contour2mr", Settings(control=0)).pixels
+    np.testing.assert_allclose(off, plain, atol=0.5)
+    none = Thresholds(bone=(9000, 9999), tissue=(9000, 9999), brain=(9000, 9999))
+    assert not np.array_equal(strong, translator.translate(ct, "contour2mr", thresholds=none).pixels)
+
+
+def test_steps_are_reported_and_can_stop_the_run(translator, ct):
+    seen = []
+
+    def on_step(step, steps, preview):
+        seen.append((step, steps, preview().shape))
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        translator.translate(ct, "ct2mr", Settings("diffusion", steps=5), on_step=on_step)
+    assert seen == [(1, 5, (64, 64, 3)), (2, 5, (64, 64, 3))]
+    assert translator.translate(ct, "ct2mr").pixels.shape == ct.pixels.shape
+
+
+def test_a_batch_equals_its_images(translator):
+    checkpoint = translator.checkpoints.get("ct2mr")
+    images = np.random.default_rng(0).random((2, 64, 64, 3)).astype(np.float32)
+    both = generate(checkpoint, "ct2mr", images, Settings())
+    one = generate(checkpoint, "ct2mr", images[1:], Settings())
+    np.testing.assert_allclose(both[1], one[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [{"speed": "slow"}, {"steps": 0}, {"guidance": 0.5}, {"samples": 0}, {"seed": -1}])
+def test_settings_out_of_range(wrong):
+    with pytest.raises(ValueError, match=r"must be between|Speed is"):
+        Settings(**wrong)
+
+
+def test_one_step_is_refused_to_a_model_not_trained_for_it(ct):
+    pipeline = tiny.ip2p()
+    pipeline.scheduler.register_to_config(prediction_type="epsilon")
+    with pytest.raises(CheckpointError, match="Choose the speed Diffusion"):
+        generate(checkpoints.describe(pipeline), "ct2mr", np.zeros((1, 64, 64, 3), np.float32), Settings())

@@ -1,0 +1,134 @@
+"""Train an InstructPix2Pix UNet for CT->MRI and MRI->CT at once; the prompt says which.
+
+    accelerate launch train/ip2p.py --config train/configs/mini.yaml     # from scratch, bundled size
+    accelerate launch train/ip2p.py --config train/configs/sd15.yaml     # fine-tunes Stable Diffusion 1.5
+
+v-prediction with zero terminal SNR (Lin et al., arXiv 2305.08891). A share of the samples is
+trained at the last timestep, half of them from zero latents: there the target is the pair's other
+image alone, so one step is a prediction (Garcia et al., arXiv 2409.11355) and more steps sample.
+Writes a StableDiffusionInstructPix2PixPipeline that the app and `from_pretrained` load.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from train import models
+from train.common import Options, PairDataset, Run, parse_options, schedule, validate_pipeline, write_details
+
+
+@dataclass
+class Ip2pOptions(Options):
+    base: str = ""  # a Stable Diffusion folder or hub id to fine-tune; empty: from scratch
+    vae_dir: Path | None = None  # the autoencoder, where there is no base
+    unet: dict = field(default_factory=dict)  # UNet2DConditionModel's config, from scratch
+    text_encoder: dict = field(default_factory=dict)  # CLIPTextConfig, from scratch
+    train_text_encoder: bool = True
+    directions: list = field(default_factory=lambda: ["ct2mr", "mr2ct"])
+    terminal_share: float = 0.5  # share of samples at the last timestep
+    drop_prompt: float = 0.05  # share of samples without a prompt, for guidance
+    drop_image: float = 0.05  # share of samples without the input image, for guidance
+
+
+class Denoising(torch.nn.Module):
+    """The v-prediction loss that ip2p and controlnet share.
+
+    Subclasses give `predict(noisy, timesteps, text, batch, drop)`, the UNet's output.
+    """
+
+    def __init__(self, pipeline, options) -> None:
+        super().__init__()
+        self.vae, self.text_encoder, self.unet = pipeline.vae, pipeline.text_encoder, pipeline.unet
+        self.tokenizer, self.scheduler, self.options = pipeline.tokenizer, schedule(), options
+        self.vae.requires_grad_(False).eval()
+
+    def embed(self, prompts: list[str]) -> torch.Tensor:
+        """Prompts to embeddings (B, 77, D); each different prompt is encoded once."""
+        different = sorted(set(prompts))
+        tokens = self.tokenizer(
+            different,
+            padding="max_length",
+            max_length=self.tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        embedded = self.text_encoder(tokens.input_ids.to(self.vae.device))[0]
+        return embedded[[different.index(p) for p in prompts]]
+
+    @torch.no_grad()
+    def latents(self, images: torch.Tensor) -> torch.Tensor:
+        return self.vae.encode(images.to(self.vae.dtype)).latent_dist.mode()
+
+    def forward(self, batch: dict, generator: torch.Generator) -> torch.Tensor:
+        o = self.options
+        clean = self.latents(batch["target"]) * self.vae.config.scaling_factor
+        device, count = clean.device, len(clean)
+        draw = torch.rand(4, count, generator=generator)
+        last = self.scheduler.config.num_train_timesteps - 1
+        terminal = draw[0] < o.terminal_share
+        timesteps = torch.where(terminal, last, torch.randint(0, last + 1, (count,), generator=generator))
+        noise = torch.randn(clean.shape, generator=generator)
+        noise[draw[0] < o.terminal_share / 2] = 0
+        noise, timesteps = noise.to(device), timesteps.to(device)
+        noisy = self.scheduler.add_noise(clean, noise, timesteps)
+        wanted = self.scheduler.get_velocity(clean, noise, timesteps)
+        drop_prompt = ~terminal & (draw[1] < o.drop_prompt)
+        drop_image = ~terminal & (draw[2] < o.drop_image)
+        prompts = ["" if drop else prompt for prompt, drop in zip(batch["prompt"], drop_prompt, strict=True)]
+        made = self.predict(noisy, timesteps, self.embed(prompts), batch, drop_image.to(device))
+        return F.mse_loss(made.float(), wanted.float())
+
+    def predict(self, noisy, timesteps, text, batch, drop) -> torch.Tensor:
+        raise AssertionError("a subclass predicts")
+
+
+class Ip2p(Denoising):
+    def predict(self, noisy, timesteps, text, batch, drop):
+        image = self.latents(batch["input"]) * (~drop)[:, None, None, None]
+        return self.unet(torch.cat([noisy, image], 1), timesteps, text).sample
+
+
+def build(options: Ip2pOptions):
+    """The pipeline to train: Stable Diffusion with a wider conv_in, or a fresh small one."""
+    if options.base:
+        from diffusers import StableDiffusionPipeline
+
+        base = StableDiffusionPipeline.from_pretrained(options.base, safety_checker=None)
+        models.widen_conv_in(base.unet, 2 * base.vae.config.latent_channels)
+        return models.ip2p_pipeline(base.vae, base.text_encoder, base.tokenizer, base.unet)
+    vae = models.load_autoencoder(options.vae_dir)
+    tokenizer = models.byte_tokenizer()
+    text = models.text_encoder(options.text_encoder, tokenizer)
+    return models.ip2p_pipeline(vae, text, tokenizer, models.unet(options.unet, vae, text, image_conditioned=True))
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse_options(Ip2pOptions, "ip2p", argv, __doc__)
+    dataset = PairDataset(
+        options.data,
+        "train",
+        tuple(options.directions),
+        seed=options.seed,
+        augmented=options.augment,
+        weights=options.weights,
+    )
+    torch.manual_seed(options.seed)
+    pipeline = build(options)
+    pipeline.text_encoder.requires_grad_(options.train_text_encoder)
+    run = Run(options, Ip2p(pipeline, options))
+
+    def save(output: Path) -> None:
+        models.save_half(pipeline, output / "ip2p")
+        write_details(output / "ip2p", run)
+
+    run.fit(dataset, lambda: validate_pipeline(pipeline, options, options.directions), save)
+
+
+if __name__ == "__main__":
+    main()
