@@ -26,7 +26,7 @@ PNG_WINDOW_LIMITS = {"bone": (-500.0, 1500.0), "brain": (0.0, 80.0)}
 
 AIR_HU, BRAIN_HU, SATURATED_BONE_HU = -1000.0, 35.0, 700.0
 
-# Pictures have no units: these tell air, a saturated skull and a flat brain. Set on 2,100 CT and MR
+# Pictures have no units: these tell air, a saturated skull and a flat brain. Set on 2,571 CT and MR
 # slices of SynthRAD2023 and the Whole Brain Atlas; see `guess_picture_modality`.
 HEAD_GREY = 0.08
 SATURATED_SHARE = 0.1

@@ -162,10 +162,8 @@ def test_fine_tunes_a_stable_diffusion_with_a_wider_conv_in(work, tmp_path):
     StableDiffusionPipeline(
         vae, text, tokenizer, unet, PNDMScheduler(), None, None, requires_safety_checker=False
     ).save_pretrained(tmp_path / "sd")
-    train(
-        "ip2p.py", "--config", work / "tiny.yaml", "--base", tmp_path / "sd", "--output", tmp_path / "out", "--steps", 1,
-        "--learning-rate", 0,
-    )  # fmt: skip
+    given = ["--base", tmp_path / "sd", "--output", tmp_path / "out", "--steps", 1, "--learning-rate", 0]
+    train("ip2p.py", "--config", work / "tiny.yaml", *given)
     wide = weights(tmp_path / "out" / "ip2p")["conv_in.weight"].float()
     torch.testing.assert_close(wide[:, :4], unet.conv_in.weight.data, atol=1e-3, rtol=1e-2)
     assert wide[:, 4:].abs().max() == 0

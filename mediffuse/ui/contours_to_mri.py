@@ -9,7 +9,7 @@ from mediffuse.display import enlarge
 from mediffuse.translate import Translator
 from mediffuse.ui import session
 from mediffuse.ui.examples import CT_EXAMPLES
-from mediffuse.ui.tab import Tab, slice_of
+from mediffuse.ui.tab import Tab, slice_of, thresholds_of
 
 _WINDOWS = {"bone": "Bone (red)", "tissue": "Soft (green)", "brain": "Brain (blue)"}
 
@@ -21,14 +21,22 @@ def build(translator: Translator) -> Tab:
         translator=translator,
         examples=CT_EXAMPLES,
         default_view="Brain (W 80, L 40)",
-        read_thresholds=_read,
         extra_label="Contours",
-        on_scan=lambda one, *values: enlarge(translator.hint(one, _read(*values))),
+        on_scan=lambda one, thresholds: enlarge(translator.hint(one, thresholds)),
     )
     tab.build(_controls)
+
+    def edges(scan, index, shown, mode, bone_low, bone_high, tissue_low, tissue_high, brain_low, brain_high):
+        """The edges at the thresholds being dragged; the model does not run."""
+        if not scan:
+            return gr.skip()
+        limits = (bone_low, bone_high, tissue_low, tissue_high, brain_low, brain_high)
+        one = slice_of(session.open_scan(scan, "CT", shown), index)
+        return tab.on_scan(one, thresholds_of(mode, *limits))
+
     gr.on(
         [component.input for component in tab.thresholds],
-        lambda *values: _preview(tab, *values),
+        edges,
         [tab.scan, tab.index, tab.shown, *tab.thresholds],
         tab.extra_preview,
         trigger_mode="always_last",
@@ -62,18 +70,3 @@ def _controls(tab: Tab) -> None:
                         elem_id=f"{tab.direction}-{name}-{end}",
                     )
                     tab.thresholds.append(slider)
-
-
-def _read(mode, *limits) -> Thresholds:
-    pairs = zip(limits[::2], limits[1::2], strict=True)
-    return Thresholds(
-        **{name: (float(low), float(high)) for name, (low, high) in zip(_WINDOWS, pairs, strict=True)}, mode=mode
-    )
-
-
-def _preview(tab: Tab, path, index, shown, *values):
-    """The edges at the thresholds being dragged; the model does not run."""
-    if not path:
-        return gr.skip()
-    one = slice_of(session.open_scan(path, "CT", shown), index)
-    return enlarge(tab.translator.hint(one, _read(*values)))

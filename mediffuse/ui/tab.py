@@ -53,8 +53,7 @@ class Tab:
     default_view: str
     contrasts: tuple[str, ...] = ("T1",)
     thresholds: list[gr.components.Component] = field(default_factory=list)
-    read_thresholds: Callable[..., Thresholds] | None = None
-    on_scan: Callable | None = None  # extra preview of a loaded slice, given (slice, *threshold values)
+    on_scan: Callable[[Slice, Thresholds], np.ndarray] | None = None  # extra preview of a slice
     extra_label: str | None = None  # of the picture that `on_scan` makes
     extra_preview: gr.Image | None = None
 
@@ -77,7 +76,7 @@ class Tab:
                         for i, e in enumerate(self.examples)
                     ]
                 self.index = gr.Slider(
-                    -1, 4096, -1, step=1, label="Slice (from below)", visible=False, elem_id=f"{name}-index"
+                    -1, 4096, -1, step=1, label="Slice from below (-1: the central one)", visible=False, elem_id=f"{name}-index"
                 )
                 self.shown = gr.Radio(
                     [("Guess", "auto"), *((text, key) for key, text in PNG_WINDOWS.items())],
@@ -188,10 +187,19 @@ class Tab:
         preview_outputs = [self.input_picture, self.index, self.shown, self.notice]
         if self.extra_preview is not None:
             preview_outputs.append(self.extra_preview)
+        loading = {
+            "fn": self.load,
+            "inputs": [self.scan, self.view, *self.thresholds],
+            "outputs": preview_outputs,
+            "show_progress": "hidden",
+            "api_visibility": "private",
+        }
         previewing = {
+            "fn": self.preview,
             "inputs": [self.scan, self.index, self.shown, self.view, *self.thresholds],
             "outputs": preview_outputs,
             "show_progress": "hidden",
+            "trigger_mode": "always_last",
         }
         inputs = [
             self.scan,
@@ -228,16 +236,16 @@ class Tab:
         }
         run = go.click(self.run, **running, api_name=self.api)
         runs = [run]
-        loaded = self.scan.upload(self.load, **previewing, api_name=f"{self.api}_preview")
-        moved = self.index.input(self.move, **previewing, trigger_mode="always_last", api_visibility="private")
-        asked = self.shown.input(self.move, **previewing, trigger_mode="always_last", api_visibility="private")
+        loaded = self.scan.upload(**loading)
+        moved = self.index.input(**previewing, api_name=f"{self.api}_preview")
+        asked = self.shown.input(**previewing, api_visibility="private")
         for button, example in zip(buttons, self.examples, strict=True):
             chosen = button.click(
                 lambda e=example: (str(e.scan), str(e.truth) if e.truth else None),
                 outputs=[self.scan, self.truth],
                 show_progress="hidden",
                 api_visibility="private",
-            ).success(self.load, **previewing, api_visibility="private")
+            ).success(**loading)
             runs.append(chosen.success(self.run_if_fast, **running, api_visibility="private"))
         runs += [e.success(self.run_if_fast, **running, api_visibility="private") for e in (loaded, moved, asked)]
         halt.click(session.stop, cancels=runs, queue=False, api_name=f"{self.api}_stop").then(
@@ -273,30 +281,41 @@ class Tab:
 
     # What happens. `self` holds no visitor's data: one Tab serves all.
 
-    def load(self, path, index, shown, view, *values):
+    def load(self, scan, view, mode=None, *limits):
         """Show a new upload: its central slice, with the controls that fit it."""
-        return self._preview(path, -1, "auto", view, values)
+        return self.preview(scan, -1, "auto", view, mode, *limits)
 
-    def move(self, path, index, shown, view, *values):
-        """Show another slice, or the same picture read in another window."""
-        return self._preview(path, index, shown, view, values)
-
-    def _preview(self, path, index, shown, view, values):
-        scan = session.open_scan(path, self.source, shown)
-        one = slice_of(scan, index)
-        count = scan.count()
-        picture_of_ct = scan.kind == "picture" and self.source == "CT"
-        notes = list(scan.warnings)
+    def preview(
+        self,
+        scan,
+        index,
+        shown,
+        view,
+        mode="windows",
+        bone_low=None,
+        bone_high=None,
+        tissue_low=None,
+        tissue_high=None,
+        brain_low=None,
+        brain_high=None,
+    ):
+        """Show a slice, or the same picture read in another window; the model does not run."""
+        volume = session.open_scan(scan, self.source, shown)
+        one = slice_of(volume, index)
+        count = volume.count()
+        picture_of_ct = volume.kind == "picture" and self.source == "CT"
+        notes = list(volume.warnings)
         if picture_of_ct and shown == "auto":
-            notes.append(f"Read as: {PNG_WINDOWS[scan.shown]}. Choose another window if that is wrong.")
+            notes.append(f"Read as: {PNG_WINDOWS[volume.shown]}. Choose another window if that is wrong.")
         outputs = [
             self._picture(one, view),
-            gr.Slider(minimum=0, maximum=max(1, count - 1), value=one.index, visible=count > 1),
+            gr.Slider(maximum=max(1, count - 1), value=one.index, visible=count > 1),
             gr.Radio(visible=picture_of_ct, value=shown),
             gr.Markdown("\n\n".join(notes), visible=bool(notes)),
         ]
         if self.extra_preview is not None:
-            outputs.append(self.on_scan(one, *values))
+            limits = (bone_low, bone_high, tissue_low, tissue_high, brain_low, brain_high)
+            outputs.append(self.on_scan(one, thresholds_of(mode, *limits)))
         return outputs
 
     def run_if_fast(self, request: gr.Request, *values):
@@ -310,7 +329,7 @@ class Tab:
     def run(
         self,
         request: gr.Request,
-        path,
+        scan,
         index,
         shown,
         view,
@@ -323,12 +342,18 @@ class Tab:
         random,
         truth,
         contrast,
-        *values,
+        mode=None,
+        bone_low=None,
+        bone_high=None,
+        tissue_low=None,
+        tissue_high=None,
+        brain_low=None,
+        brain_high=None,
     ) -> Iterator[list]:
         """Translate a slice, streaming intermediate steps; then compare it with the ground truth."""
-        scan = session.open_scan(path, self.source, shown)
-        one = slice_of(scan, index)
-        thresholds = self.read_thresholds(*values) if self.read_thresholds else None
+        one = slice_of(session.open_scan(scan, self.source, shown), index)
+        limits = (bone_low, bone_high, tissue_low, tissue_high, brain_low, brain_high)
+        thresholds = thresholds_of(mode, *limits) if mode else None
         if random and speed == "diffusion":
             seed = secrets.randbelow(MAX_SEED)
         try:
@@ -341,7 +366,7 @@ class Tab:
         yield [*skipped, gr.skip(), seed, _status("Translating…", 0, 1), gr.skip()]
         for item in session.stream(self.translator, one, self.direction, settings, thresholds, request.session_hash):
             if isinstance(item, Translation):
-                yield from self._finish(item, path, shown, one, truth, view)
+                yield from self._finish(item, scan, shown, one, truth, view)
                 return
             step, of, preview = item
             shows = list(skipped)
@@ -351,19 +376,22 @@ class Tab:
         yield [*skipped, gr.skip(), gr.skip(), _status("Stopped."), gr.skip()]
 
     def _finish(self, translation, path, shown, one, truth, view) -> Iterator[list]:
-        result = Result(self.direction, path, shown, one, translation)
+        result, refused = Result(self.direction, path, shown, one, translation), None
+        if truth:
+            try:
+                result = session.attach_truth(result, truth)
+            except gr.Error as error:
+                refused = error
+        settings = translation.settings
+        said = f"Done in {translation.seconds:.2f} s"
+        if settings.speed == "diffusion":
+            said += f", {settings.steps} steps, seed {settings.seed}"
         with tempfile.TemporaryDirectory() as folder:
             files = session.write_downloads(result, Path(folder), self._limits(self.target, view))
-            settings = translation.settings
-            said = f"{translation.seconds:.2f} s"
-            if settings.speed == "diffusion":
-                said += f", {settings.steps} steps, seed {settings.seed}"
-            done = [files, gr.skip(), _status(f"Done in {said}.")]
-            yield [*self._shows(result, view), *done, result]
-            # The files are copied by now. A ground truth that does not fit must not lose the result.
-            if truth:
-                result = session.attach_truth(result, truth)
-                yield [*self._shows(result, view), gr.skip(), gr.skip(), gr.skip(), result]
+            # Once this is taken, the files are copied; a ground truth that does not fit must not lose it.
+            yield [*self._shows(result, view), files, settings.seed, _status(f"{said}."), result]
+        if refused:
+            raise refused
 
     def compare(self, result: Result | None, truth, view):
         """Compare the last result with a ground truth that came, or went, afterwards."""
@@ -374,13 +402,13 @@ class Tab:
         result = session.attach_truth(result, truth)
         return [*self._shows(result, view), result]
 
-    def show_again(self, result: Result | None, view, path, index, shown):
+    def show_again(self, result: Result | None, view, scan, index, shown):
         """Show the same images in another CT window."""
         if result is not None:
             return self._shows(result, view)
-        if not path:
+        if not scan:
             return [gr.skip()] * len(self.shows)
-        one = slice_of(session.open_scan(path, self.source, shown), index)
+        one = slice_of(session.open_scan(scan, self.source, shown), index)
         return [self._picture(one, view), *[gr.skip()] * (len(self.shows) - 1)]
 
     def _limits(self, modality: str, view: str, limits=MR_OUTPUT_LIMITS) -> tuple[float, float]:
@@ -425,6 +453,12 @@ class Tab:
             ]
             for s in comparison.scores
         ]
+
+
+def thresholds_of(mode, *limits) -> Thresholds:
+    """The threshold controls' values: mode, then low and high of bone, soft tissue and brain."""
+    limits = [float(limit) for limit in limits]
+    return Thresholds(*zip(limits[::2], limits[1::2], strict=True), mode=mode)
 
 
 def slice_of(scan: Scan, index: float | None) -> Slice:

@@ -1,0 +1,60 @@
+"""The bundled example, which most tests read: a real head CT and its registered T1."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mediffuse.intensity import to_uint8, window
+from mediffuse.scan import Scan, read_scan
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "assets" / "examples"
+WINDOWS = {"full": (-1000, 2000), "bone": (-500, 1500), "brain": (0, 80)}
+"""HU limits that the tests render pictures of a CT with, by key of `intensity.PNG_WINDOWS`."""
+
+
+@pytest.fixture(scope="session")
+def ct_path() -> Path:
+    return EXAMPLES / "head_ct.nii.gz"
+
+
+@pytest.fixture(scope="session")
+def mr_path() -> Path:
+    return EXAMPLES / "head_t1.nii.gz"
+
+
+@pytest.fixture(scope="session")
+def ct(ct_path) -> Scan:
+    return read_scan(ct_path, "CT")
+
+
+@pytest.fixture(scope="session")
+def mr(mr_path) -> Scan:
+    return read_scan(mr_path, "MR")
+
+
+@pytest.fixture(scope="session")
+def ct_pixels(ct) -> np.ndarray:
+    """The central axial slice in HU."""
+    return ct.slice().pixels
+
+
+@pytest.fixture(scope="session")
+def mr_pixels(mr) -> np.ndarray:
+    return mr.slice().pixels
+
+
+@pytest.fixture(scope="session")
+def ct_pictures(ct) -> dict[str, list[np.ndarray]]:
+    """Every axial slice as 8-bit grey, by the window it is rendered in."""
+    slices = [ct.slice("axial", index).pixels for index in range(ct.count())]
+    return {shown: [to_uint8(window(hu, limits)) for hu in slices] for shown, limits in WINDOWS.items()}
+
+
+@pytest.fixture(scope="session")
+def mr_pictures(mr) -> list[np.ndarray]:
+    """Every axial slice of the T1 as 8-bit grey."""
+    return [to_uint8(window(mr.slice("axial", index).pixels, mr.limits)) for index in range(mr.count())]

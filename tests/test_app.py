@@ -1,0 +1,207 @@
+"""The app as a script sees it: a real server, called by gradio_client."""
+
+import shutil
+
+import cv2
+import nibabel as nib
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+from mediffuse.checkpoints import VARIABLE
+from mediffuse.scan import read_scan
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.save_all(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def demo(folder):
+    from mediffuse.ui.page import build, launch_options
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, str(folder))
+        demo = build()
+        demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+        yield demo
+        demo.close()
+
+
+@pytest.fixture(scope="module")
+def client(demo, tmp_path_factory):
+    return Client(demo.local_url, verbose=False, download_files=str(tmp_path_factory.mktemp("downloads")))
+
+
+def call(client, api, scan, truth=None, **changed):
+    """Call a tab's action; its outputs by name."""
+    values = client.predict(scan=handle_file(scan), truth=truth and handle_file(truth), api_name=api, **changed)
+    names = ["input", "made", "truth", "slider", "error", "spread", "gallery", "scores", "files", "seed", "status"]
+    return dict(zip(names, values, strict=True))
+
+
+def value(update):
+    return update["value"] if isinstance(update, dict) and "value" in update else update
+
+
+def test_import_is_light():
+    import subprocess
+    import sys
+
+    code = "import app, sys; app.demo; print('torch' in sys.modules, 'diffusers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split()[-2:] == ["False", "False"]
+
+
+def test_library_does_not_import_gradio():
+    import subprocess
+    import sys
+
+    code = "import mediffuse.translate, mediffuse.compare, mediffuse.display, sys; print('gradio' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split()[-1] == "False"
+
+
+def test_every_action_has_a_name(client):
+    named = client.view_api(return_format="dict")["named_endpoints"]
+    for tab in ("ct_to_mri", "contours_to_mri", "mri_to_ct"):
+        assert {f"/{tab}", f"/{tab}_preview"} <= set(named)
+    assert "/contours_preview" in named
+    assert not [name for name in named if "lambda" in name]
+
+
+@pytest.mark.parametrize("api", ["/ct_to_mri", "/contours_to_mri"])
+def test_ct_volume_with_ground_truth(client, ct_path, mr_path, api):
+    out = call(client, api, ct_path, mr_path)
+    assert "Done in" in out["status"]
+    rows = value(out["scores"])["data"]
+    assert [row[0].split()[0] for row in rows] == ["paper", "synthrad"]
+    assert 0 < float(rows[0][1]) < 60
+    png, nifti = sorted(out["files"], key=lambda p: p.endswith(".nii.gz"))
+    assert "SYNTHETIC" in Image.open(png).info["Description"]
+    made, source = nib.load(nifti), nib.load(ct_path)
+    assert made.shape == (*source.shape[:2], 1)
+    assert "SYNTHETIC" in str(made.header["descrip"])
+    middle = source.shape[2] // 2
+    np.testing.assert_allclose(made.affine @ [3, 4, 0, 1], source.affine @ [3, 4, middle, 1], atol=1e-3)
+
+
+def test_mri_to_ct_writes_hu(client, mr_path, ct_path):
+    out = call(client, "/mri_to_ct", mr_path, ct_path, index=5)
+    hu = np.asarray(nib.load(out["files"][1]).dataobj)
+    assert hu.min() >= -1000
+    assert hu.max() <= 2000
+    assert "axial005_synthetic_CT" in out["files"][1]
+    assert value(out["scores"])["data"][1][3].endswith("HU")
+
+
+def test_a_picture_gives_a_picture(client, tmp_path, ct):
+    grey = np.clip(ct.slice().pixels / 80, 0, 1) * 255
+    cv2.imwrite(str(tmp_path / "ct.png"), grey.astype(np.uint8))
+    out = call(client, "/ct_to_mri", tmp_path / "ct.png")
+    assert len(out["files"]) == 1
+    assert out["scores"]["visible"] is False
+
+
+def test_sampling_returns_its_seed_and_repeats(client, ct_path):
+    wanted = {"speed": "diffusion", "steps": 2, "samples": 2}
+    first = call(client, "/ct_to_mri", ct_path, random=True, **wanted)
+    assert first["spread"]["visible"]
+    assert len(value(first["gallery"])) == 2
+    again = call(client, "/ct_to_mri", ct_path, random=False, seed=first["seed"], **wanted)
+    assert again["seed"] == first["seed"]
+    one, two = (np.asarray(Image.open(value(out["made"]))) for out in (first, again))
+    np.testing.assert_array_equal(one, two)
+
+
+def test_steps_are_streamed(client, ct_path):
+    job = client.submit(
+        scan=handle_file(ct_path), truth=None, speed="diffusion", steps=4, random=False, seed=3, api_name="/ct_to_mri"
+    )
+    job.result(timeout=60)
+    said = [output[-1] for output in job.outputs() if isinstance(output[-1], str)]
+    assert [s for s in said if "Step 2 of 4" in s]
+    assert "Done in" in said[-1]
+
+
+def test_contours_follow_the_thresholds_without_the_model(client, ct_path):
+    api = "/contours_preview"
+    few, many = (
+        np.asarray(Image.open(client.predict(handle_file(ct_path), -1, "auto", "windows", *limits, api_name=api)))
+        for limits in ((490, 500) * 3, (20, 60) * 3)
+    )
+    assert (few > 128).sum() < (many > 128).sum()
+
+
+BAD = {
+    "text.png": (b"not a picture", "damaged, cut short"),
+    "empty.nii.gz": (b"", "empty"),
+    "notes.docx": (b"hello", "not a file type"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files_are_explained_and_the_app_lives(client, ct_path, tmp_path, name):
+    content, said = BAD[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises((AppError, ValueError), match=rf"(?i){said}|file type|Invalid file"):
+        call(client, "/ct_to_mri", tmp_path / name)
+    assert "Done" in call(client, "/ct_to_mri", ct_path)["status"]
+
+
+def test_ground_truth_of_another_grid_is_refused(client, ct_path, mr_path, tmp_path):
+    image = nib.load(mr_path)
+    nib.save(image.slicer[:, :, 2:], tmp_path / "short.nii.gz")
+    with pytest.raises(AppError, match="differ in size"):
+        call(client, "/ct_to_mri", ct_path, tmp_path / "short.nii.gz")
+    affine = image.affine.copy()
+    affine[0, 3] += 5
+    moved = nib.Nifti1Image(np.asarray(image.dataobj), affine)
+    nib.save(moved, tmp_path / "moved.nii.gz")
+    with pytest.raises(AppError, match="not lie on the same grid"):
+        call(client, "/ct_to_mri", ct_path, tmp_path / "moved.nii.gz")
+
+
+def test_an_mri_in_the_ct_tab_is_warned_of(client, mr_path):
+    notice = client.predict(scan=handle_file(mr_path), api_name="/ct_to_mri_preview")[3]
+    assert "looks like an MRI" in value(notice)
+
+
+def test_one_broken_checkpoint_leaves_the_other_tabs(folder, tmp_path, ct_path):
+    from mediffuse.ui.page import build, launch_options
+
+    shutil.copytree(folder / "controlnet", tmp_path / "controlnet")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, str(tmp_path))
+        demo = build()
+        demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+        try:
+            client = Client(demo.local_url, verbose=False)
+            with pytest.raises(AppError, match="There is no checkpoint for this tab"):
+                call(client, "/ct_to_mri", ct_path)
+            assert "Done" in call(client, "/contours_to_mri", ct_path)["status"]
+        finally:
+            demo.close()
+
+
+def test_nothing_is_left_of_a_run(client, ct_path, tmp_path, monkeypatch):
+    import tempfile
+    from pathlib import Path
+
+    before = set(Path(tempfile.gettempdir()).glob("tmp*"))
+    call(client, "/ct_to_mri", ct_path)
+    left = [p for p in set(Path(tempfile.gettempdir()).glob("tmp*")) - before if any(p.rglob("*synthetic*"))]
+    assert not left
+
+
+def test_bundled_example_is_read(ct_path):
+    from mediffuse.ui.examples import CT_EXAMPLES, MR_EXAMPLES
+
+    for example in CT_EXAMPLES:
+        assert not read_scan(example.scan, "CT").warnings
+    for example in MR_EXAMPLES:
+        assert not read_scan(example.scan, "MR").warnings

@@ -1,0 +1,284 @@
+"""The real command line on small data of every layout, made from the bundled example."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import nibabel as nib
+import numpy as np
+import pytest
+
+from mediffuse.intensity import AIR_HU, Letterbox, decode_ct, decode_mr, to_uint8, window
+from mediffuse.scan import read_scan
+from train.prepare import around, split_of
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZE = 64
+PATIENTS = [f"1BA{number:03d}" for number in range(10)]
+SPLITS = ("train", "val", "test")
+
+
+def prepare(*arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, "train/prepare.py", *map(str, arguments), "--size", str(SIZE)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+
+
+def rows(output: Path, split: str) -> list[dict]:
+    return [json.loads(line) for line in (output / split / "metadata.jsonl").read_text().splitlines()]
+
+
+def model_image(path: Path) -> np.ndarray:
+    """RGB in [0, 1], as the trainers read it."""
+    return cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB) / np.float32(255)
+
+
+@pytest.fixture(scope="module")
+def synthrad(tmp_path_factory, ct, mr) -> Path:
+    """<patient>/{ct,mr,mask}.nii.gz; two further patients are unusable and one has no mask."""
+    folder = tmp_path_factory.mktemp("input") / "brain"
+    hu, t1 = ct.voxels[::3, ::3, 4:16], mr.voxels[::3, ::3, 4:16]
+    affine = ct.affine @ np.diag([3, 3, 1, 1])
+    for number, patient in enumerate([*PATIENTS, "no_mr", "shifted"]):
+        (folder / patient).mkdir(parents=True)
+        # Told apart by one bright voxel in the corner of every slice.
+        own = hu.astype(np.int16).copy()
+        own[0, 0] = 100 * number
+        volumes = {"ct": own, "mr": t1.astype(np.int16), "mask": (hu > -300).astype(np.uint8)}
+        if patient == "no_mr":
+            del volumes["mr"]
+        if patient == PATIENTS[3]:
+            del volumes["mask"]
+        for name, voxels in volumes.items():
+            moved = affine.copy()
+            moved[0, 3] += 5 * (patient == "shifted" and name == "mr")
+            nib.save(nib.Nifti1Image(voxels, moved), folder / patient / f"{name}.nii.gz")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory, synthrad) -> tuple[Path, subprocess.CompletedProcess]:
+    output = tmp_path_factory.mktemp("output")
+    done = prepare("--input", synthrad, "--output", output, "--around", 1, "--val", 0.3, "--test", 0.3)
+    assert done.returncode == 0, done.stderr
+    return output, done
+
+
+def test_patients_not_slices_are_split(volumes):
+    output, _ = volumes
+    homes = {}
+    for split in SPLITS:
+        assert rows(output, split), "the names of the test must fill every split"
+        for row in rows(output, split):
+            homes.setdefault(row["patient"], set()).add(split)
+    assert homes == {patient: {split_of(patient, {"val": 0.3, "test": 0.3})} for patient in PATIENTS}
+
+
+def test_every_slice_is_there_in_both_directions(volumes):
+    output, _ = volumes
+    every = [row for split in SPLITS for row in rows(output, split)]
+    assert len(every) == len(PATIENTS) * 3 * 2
+    assert {row["slice"] for row in every} == {5, 6, 7}
+    assert {(row["direction"], row["edit_prompt"]) for row in every} == {
+        ("ct2mr", "translate CT scan image to T1 MRI scan image"),
+        ("mr2ct", "translate T1 MRI scan image to CT scan image"),
+    }
+
+
+def test_images_are_the_slices_themselves(volumes, synthrad):
+    output, _ = volumes
+    split, row = next(
+        (split, row)
+        for split in SPLITS
+        for row in rows(output, split)
+        if (row["patient"], row["slice"], row["direction"]) == (PATIENTS[7], 5, "ct2mr")
+    )
+    ct, mr, mask = (
+        read_scan(synthrad / PATIENTS[7] / f"{name}.nii.gz", modality, allow_constant=name == "mask").slice("axial", 5)
+        for name, modality in (("ct", "CT"), ("mr", "MR"), ("mask", "MR"))
+    )
+    assert ct.pixels[-1, -1] == 700, "the corner voxel that marks this patient"
+    box = Letterbox(ct.pixels.shape, ct.spacing, SIZE)
+    fitted = np.clip(box.fit(ct.pixels, AIR_HU), -1000, 2000)
+    hu = decode_ct(model_image(output / split / row["input_image_file_name"]))
+    np.testing.assert_allclose(hu, fitted, atol=6)
+    made = decode_mr(model_image(output / split / row["edited_image_file_name"]), mr.limits)
+    fitted = np.clip(box.fit(mr.pixels, mr.limits[0]), *mr.limits)
+    np.testing.assert_allclose(made, fitted, atol=(mr.limits[1] - mr.limits[0]) / 509)
+    inside = cv2.imread(str(output / split / row["mask_image_file_name"]), cv2.IMREAD_GRAYSCALE)
+    np.testing.assert_array_equal(inside, (box.fit(mask.pixels, 0) > 0.5) * 255)
+
+
+def test_directions_share_their_images(volumes):
+    output, _ = volumes
+    pairs = {}
+    for split in SPLITS:
+        for row in rows(output, split):
+            pairs.setdefault((row["patient"], row["slice"]), {})[row["direction"]] = (
+                row["input_image_file_name"],
+                row["edited_image_file_name"],
+            )
+    assert all(pair["ct2mr"] == pair["mr2ct"][::-1] for pair in pairs.values())
+
+
+def test_unusable_patients_are_left_out_and_named(volumes):
+    _, done = volumes
+    assert "no_mr: no mr.nii.gz beside ct.nii.gz, left out" in done.stderr
+    assert "shifted: The two scans do not lie on the same grid: they are up to 5.0 mm apart." in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def write_picture(path: Path, grey: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), grey)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory, ct_pictures, mr_pictures) -> dict[str, Path]:
+    """PNG folders: with a manifest and splits, brain windows without either, and CT only."""
+    root = tmp_path_factory.mktemp("pictures")
+    central, brain, alone = root / "central", root / "brain-t2", root / "alone"
+    for split, patient in (("train", "p1"), ("train", "p2"), ("val", "p3")):
+        write_picture(central / split / f"{patient}_axial_ct.png", ct_pictures["full"][10])
+        write_picture(central / split / f"{patient}_axial_mr.png", mr_pictures[10])
+        write_picture(central / split / f"{patient}_coronal_ct.png", ct_pictures["full"][9])
+        write_picture(central / split / f"{patient}_coronal_mr.png", mr_pictures[9])
+    with (central / "manifest.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["patient", "plane", "hu_slope", "hu_intercept"])
+        table.writerow(["p1", "axial", 10, -900])
+    write_picture(central / "train" / "p4_axial_ct.png", ct_pictures["full"][10])  # no MR
+    write_picture(central / "train" / "p5_axial_ct.png", ct_pictures["full"][10])
+    write_picture(central / "train" / "p5_axial_mr.png", mr_pictures[10][:100])  # another size
+    write_picture(central / "train" / "p6_axial_ct.png", ct_pictures["full"][10])
+    (central / "train" / "p6_axial_mr.png").write_bytes(b"")
+    for index in (8, 9, 10):
+        write_picture(brain / f"case4_{index}_ct.png", ct_pictures["brain"][index])
+        write_picture(brain / f"case4_{index}_mr.png", mr_pictures[index])
+        write_picture(alone / "deep" / f"s{index}.png", ct_pictures["full"][index])
+    (alone / "cut.png").write_bytes((alone / "deep" / "s8.png").read_bytes()[:1000])
+    return {"central": central, "brain": brain, "alone": alone}
+
+
+@pytest.fixture(scope="module")
+def from_pictures(tmp_path_factory, pictures) -> tuple[Path, subprocess.CompletedProcess]:
+    output = tmp_path_factory.mktemp("output")
+    inputs = [argument for folder in pictures.values() for argument in ("--input", folder)]
+    done = prepare(*inputs, "--output", output, "--val", 0, "--test", 0)
+    assert done.returncode == 0, done.stderr
+    return output, done
+
+
+def test_folders_named_by_split_are_kept(from_pictures):
+    output, _ = from_pictures
+    assert {row["patient"] for row in rows(output, "val")} == {"p3"}
+    assert {row["patient"] for row in rows(output, "train")} == {"p1", "p2", "case4"}
+    assert not (output / "test").exists()
+
+
+def test_only_the_asked_planes_are_taken(from_pictures):
+    output, _ = from_pictures
+    assert {row["plane"] for split in ("train", "val") for row in rows(output, split)} == {"axial"}
+
+
+def test_hu_comes_from_the_manifest_where_there_is_one(from_pictures, ct_pictures, ct_pixels):
+    output, _ = from_pictures
+    inputs = {
+        row["patient"]: decode_ct(model_image(output / "train" / row["input_image_file_name"]))
+        for row in rows(output, "train")
+        if row["direction"] == "ct2mr" and row["source"] == "central"
+    }
+    box = Letterbox(ct_pixels.shape, size=SIZE)
+    stated = np.clip(box.fit(ct_pictures["full"][10] * 10.0 - 900, AIR_HU), -1000, 2000)
+    np.testing.assert_allclose(inputs["p1"], stated, atol=6)
+    # Without one, air and brain are the anchors.
+    fitted = box.fit(ct_pixels, AIR_HU)
+    soft = (fitted > 10) & (fitted < 60)
+    assert np.median(np.abs(inputs["p2"] - fitted)[soft]) < 8
+
+
+def test_brain_windows_teach_ct_to_mr_only(from_pictures):
+    output, _ = from_pictures
+    made = [row for row in rows(output, "train") if row["source"] == "brain-t2"]
+    assert len(made) == 3
+    assert {(row["direction"], row["contrast"], row["edit_prompt"]) for row in made} == {
+        ("ct2mr", "T2", "translate CT scan image to T2 MRI scan image")
+    }
+    assert {row["slice"] for row in made} == {8, 9, 10}
+
+
+def test_ct_only_folders_are_unpaired(from_pictures, ct_pictures, ct):
+    output, _ = from_pictures
+    made = rows(output, "unpaired")
+    assert {row["file_name"] for row in made} == {"alone_s8.png", "alone_s9.png", "alone_s10.png"}
+    image = model_image(output / "unpaired" / "alone_s9.png")
+    assert image.shape == (SIZE, SIZE, 3)
+    fitted = Letterbox(ct_pictures["full"][9].shape, size=SIZE).fit(ct.slice("axial", 9).pixels, AIR_HU)
+    assert np.abs(image[..., 0] - window(fitted, (-1000, 2000))).max() < 0.05
+
+
+def test_damaged_pictures_are_left_out_and_named(from_pictures):
+    _, done = from_pictures
+    for name in ("p4_axial_ct.png", "p5_axial_ct.png", "p6_axial_ct.png"):
+        assert f"{name}: no MR picture of the same size beside it, left out" in done.stderr
+    assert "cut.png: cannot be read as a picture, left out" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_datasets_loads_it(tmp_path, synthrad, pictures, monkeypatch):
+    """All sources in one, where some rows have a mask and others none, beside unpaired images."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    output = tmp_path / "output"
+    inputs = [argument for folder in (synthrad, *pictures.values()) for argument in ("--input", folder)]
+    done = prepare(*inputs, "--output", output, "--val", 0.3, "--test", 0.3)
+    assert done.returncode == 0, done.stderr
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(output), cache_dir=str(tmp_path / "cache"))
+    assert set(loaded) == {"train", "validation", "test"}
+    masked = set()
+    for split, name in zip(SPLITS, ("train", "validation", "test"), strict=True):
+        expected = rows(output, split)
+        assert len(loaded[name]) == len(expected)
+        for row, one in zip(expected, loaded[name], strict=True):
+            assert (one["edit_prompt"], one["patient"]) == (row["edit_prompt"], row["patient"])
+            for column in ("input_image", "edited_image"):
+                on_disk = to_uint8(model_image(output / split / row[f"{column}_file_name"]))
+                np.testing.assert_array_equal(np.asarray(one[column].convert("RGB")), on_disk)
+            if one["mask_image"] is not None:
+                assert set(np.unique(one["mask_image"])) == {0, 255}
+                masked.add(one["patient"])
+    assert masked == set(PATIENTS) - {PATIENTS[3]}
+
+
+def test_a_patient_stays_in_its_split_whatever_is_added():
+    fractions = {"val": 0.2, "test": 0.2}
+    names = [f"patient{number}" for number in range(2000)]
+    shares = {split: sum(split_of(name, fractions) == split for name in names) / len(names) for split in SPLITS}
+    assert shares == pytest.approx({"train": 0.6, "val": 0.2, "test": 0.2}, abs=0.04)
+    # Fixed for ever: moving one would put slices that a shipped model has seen into its test.
+    assert [split_of(name, fractions) for name in PATIENTS[:6]] == ["val", "train", "train", "train", "test", "train"]
+
+
+def test_around_is_centred_and_stays_inside():
+    assert around(12, 0) == [6]
+    assert around(11, 2) == [3, 4, 5, 6, 7]
+    assert around(3, 5) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--input", "{tmp}/nowhere"], "is not a folder"),
+        (["--input", "{tmp}"], "holds neither <patient>/ct.nii.gz nor pictures"),
+        ([], "required: --input"),
+    ],
+)
+def test_wrong_input_ends_with_a_message(tmp_path, arguments, message):
+    done = prepare(*(text.format(tmp=tmp_path) for text in arguments), "--output", tmp_path / "out")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
