@@ -80,6 +80,11 @@ class Scan:
         """mm per voxel along each axis of `voxels`."""
         return np.linalg.norm(self.affine[:3, :3], axis=0)
 
+    @property
+    def plane(self) -> str:
+        """The plane to show: axial, or the one that a single slice lies in."""
+        return next((plane for plane in PLANES if self.count(plane) == 1), "axial")
+
     def count(self, plane: str = "axial") -> int:
         """Number of slices in a plane."""
         return self.voxels.shape[_AXIS[plane]]

@@ -282,3 +282,16 @@ def test_wrong_input_ends_with_a_message(tmp_path, arguments, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_patient_in_two_inputs_is_in_one_split(tmp_path):
+    grey = np.full((64, 64), 40, np.uint8)
+    grey[20:44, 20:44] = 120
+    for folder in ("first/val", "second/train"):
+        (tmp_path / folder).mkdir(parents=True)
+        for kind in ("ct", "mr"):
+            cv2.imwrite(str(tmp_path / folder / f"p1_axial_{kind}.png"), grey)
+    out = tmp_path / "out"
+    prepare("--input", tmp_path / "first", "--input", tmp_path / "second", "--output", out, "--size", 64)
+    assert not (out / "train").exists()
+    assert len((out / "val" / "metadata.jsonl").read_text().splitlines()) == 4

@@ -14,7 +14,8 @@ Inputs, told apart by what they hold:
 Output: {train,val,test}/metadata.jsonl and images, as `datasets.load_dataset("imagefolder", ...)`
 reads them (input_image, edited_image, edit_prompt, and mask_image where known), and
 unpaired/metadata.jsonl. Images are model images (CT as three HU windows in RGB, MR grey),
-letterboxed to --size. Patients, never slices, are split; folders named train, val, test are kept.
+letterboxed to --size. Patients, never slices, are split; folders named train, val, test are kept. A patient in several
+inputs goes where the first of them puts it.
 """
 
 from __future__ import annotations
@@ -53,6 +54,11 @@ class Writer:
 
     def __init__(self, output: Path, size: int) -> None:
         self.output, self.size, self.rows = output, size, {}
+        self.splits: dict[str, str] = {}
+
+    def split(self, patient: str, wanted: str) -> str:
+        """`wanted`, or the split that an earlier input put this patient in."""
+        return self.splits.setdefault(patient, wanted)
 
     def image(self, split: str, name: str, image: np.ndarray) -> str:
         path = self.output / split / f"{name}.png"
@@ -133,7 +139,7 @@ def from_volumes(folder: Path, writer: Writer, args) -> int:
         except ScanError as error:
             print(f"{patient}: {error} Left out.", file=sys.stderr)
             continue
-        split = split_of(patient.name, args.fractions)
+        split = writer.split(patient.name, split_of(patient.name, args.fractions))
         limits = mr_limits(mr.voxels)
         for plane in args.plane:
             for index in around(ct.count(plane), args.around):
@@ -175,7 +181,8 @@ def from_pngs(folder: Path, writer: Writer, args) -> int:
             continue
         if plane not in args.plane:
             continue
-        split = path.parent.name if path.parent.name in SPLITS else split_of(patient, args.fractions)
+        said = path.parent.name if path.parent.name in SPLITS else split_of(patient, args.fractions)
+        split = writer.split(patient, said)
         if (patient, rest) in scales:
             slope, intercept = scales[patient, rest]
             hu, shown = grey.astype(np.float32) * slope + intercept, "full"

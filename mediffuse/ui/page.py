@@ -35,7 +35,7 @@ def build() -> gr.Blocks:
         with gr.Tabs():
             for title, name, tab in (
                 ("CT → MRI", "ct2mr", ct_to_mri),
-                ("CT contours → MRI", "contour2mr", contours_to_mri),
+                ("Contours → MRI", "contour2mr", contours_to_mri),
                 ("MRI → CT", "mr2ct", mri_to_ct),
             ):
                 with gr.Tab(title, id=name, elem_id=f"tab-{name}"):

@@ -302,7 +302,7 @@ class Tab:
         """Show a slice, or the same picture read in another window; the model does not run."""
         volume = session.open_scan(scan, self.source, shown)
         one = slice_of(volume, index)
-        count = volume.count()
+        count = volume.count(volume.plane)
         picture_of_ct = volume.kind == "picture" and self.source == "CT"
         notes = list(volume.warnings)
         if picture_of_ct and shown == "auto":
@@ -464,7 +464,8 @@ def thresholds_of(mode, *limits) -> Thresholds:
 def slice_of(scan: Scan, index: float | None) -> Slice:
     """The slice a slider asks for; the central one for -1, which an untouched slider says."""
     index = -1 if index is None else int(index)
-    return scan.slice(index=None if not 0 <= index < scan.count() else index)
+    inside = 0 <= index < scan.count(scan.plane)
+    return scan.slice(scan.plane, index if inside else None)
 
 
 def _status(text: str, step: int | None = None, steps: int | None = None) -> str:

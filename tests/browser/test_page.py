@@ -1,0 +1,109 @@
+"""One visit per tab, as a visitor makes it."""
+
+import re
+
+import pytest
+from playwright.sync_api import Page, expect
+
+pytestmark = pytest.mark.browser
+TIMEOUT = 90_000
+
+
+def open_tab(page: Page, title: str) -> None:
+    page.get_by_role("tab", name=title, exact=True).click()
+
+
+def first_example(page: Page, name: str) -> None:
+    """Click the example and wait for its translation and comparison."""
+    page.click(f"#{name}-example-0")
+    expect(page.locator(f"#{name}-status")).to_contain_text("Done in", timeout=TIMEOUT)
+    expect(page.locator(f"#{name}-scores")).to_contain_text("synthrad", timeout=TIMEOUT)
+    for picture in ("input", "made", "truth-picture", "error"):
+        expect_picture(page, f"#{name}-{picture} img")
+
+
+def expect_picture(page: Page, selector: str) -> None:
+    page.locator(selector).scroll_into_view_if_needed()
+    page.wait_for_function(
+        "selector => { const i = document.querySelector(selector); return i && i.complete && i.naturalWidth > 100 }",
+        arg=selector,
+        timeout=TIMEOUT,
+    )
+
+
+def psnr(page: Page, name: str) -> float:
+    text = page.locator(f"#{name}-scores").inner_text()
+    return float(re.search(r"whole frame\)\s+([\d.]+)", text).group(1))
+
+
+def source(page: Page, selector: str) -> str:
+    return page.locator(selector).get_attribute("src")
+
+
+def test_ct_to_mri(page: Page):
+    first_example(page, "ct2mr")
+    central = psnr(page, "ct2mr")
+    expect(page.locator("#ct2mr-files")).to_contain_text(".nii.gz")
+    expect(page.locator("body")).to_contain_text("not for diagnosis")
+    # Another slice is translated and compared at once.
+    made = source(page, "#ct2mr-made img")
+    slider = page.locator("#ct2mr-index input[type=range]")
+    slider.focus()
+    slider.press("ArrowLeft")
+    expect(page.locator("#ct2mr-made img")).not_to_have_attribute("src", made, timeout=TIMEOUT)
+    expect(page.locator("#ct2mr-scores")).not_to_contain_text(f"{central:.2f}", timeout=TIMEOUT)
+
+
+def test_contours_follow_a_dragged_threshold(page: Page):
+    open_tab(page, "Contours → MRI")
+    first_example(page, "contour2mr")
+    edges, made = source(page, "#contour2mr-extra img"), source(page, "#contour2mr-made img")
+    slider = page.locator("#contour2mr-brain-high input[type=range]")
+    slider.focus()
+    for _ in range(20):
+        slider.press("ArrowRight")
+    expect(page.locator("#contour2mr-extra img")).not_to_have_attribute("src", edges, timeout=TIMEOUT)
+    assert source(page, "#contour2mr-made img") == made  # the model did not run
+    page.click("#contour2mr-go")
+    expect(page.locator("#contour2mr-made img")).not_to_have_attribute("src", made, timeout=TIMEOUT)
+
+
+def test_mri_to_ct_and_the_view_window(page: Page):
+    open_tab(page, "MRI → CT")
+    first_example(page, "mr2ct")
+    score, made = psnr(page, "mr2ct"), source(page, "#mr2ct-made img")
+    page.locator("#mr2ct-view input").click()
+    page.get_by_role("option", name="Bone (W 2500, L 480)").click()
+    expect(page.locator("#mr2ct-made img")).not_to_have_attribute("src", made, timeout=TIMEOUT)
+    assert psnr(page, "mr2ct") == score
+
+
+def test_diffusion_streams_and_stops(page: Page):
+    page.click("#ct2mr-example-0")
+    expect(page.locator("#ct2mr-status")).to_contain_text("Done in", timeout=TIMEOUT)
+    page.locator("#ct2mr-speed").get_by_text("Diffusion").click()
+    page.locator("#ct2mr-steps input[type=number]").fill("100")
+    page.click("#ct2mr-go")
+    expect(page.locator("#ct2mr-status")).to_contain_text("Step", timeout=TIMEOUT)
+    page.click("#ct2mr-stop")
+    expect(page.locator("#ct2mr-status")).to_contain_text("Stopped", timeout=TIMEOUT)
+    # And it works again.
+    page.locator("#ct2mr-speed").get_by_text("Fast").click()
+    page.click("#ct2mr-go")
+    expect(page.locator("#ct2mr-status")).to_contain_text("Done in", timeout=TIMEOUT)
+
+
+def test_bad_file_is_explained_and_the_page_lives(page: Page, tmp_path):
+    bad = tmp_path / "scan.nii"
+    bad.write_bytes(b"not a scan" * 100)
+    page.locator("#ct2mr-scan input[type=file]").set_input_files(bad)
+    expect(page.get_by_text("cannot be read as NIfTI")).to_be_visible(timeout=TIMEOUT)
+    first_example(page, "ct2mr")
+
+
+def test_phone_width_shows_every_tab(page: Page):
+    page.set_viewport_size({"width": 390, "height": 844})
+    for title, name in (("Contours → MRI", "contour2mr"), ("MRI → CT", "mr2ct"), ("CT → MRI", "ct2mr")):
+        open_tab(page, title)
+        expect(page.locator(f"#{name}-go")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
