@@ -94,7 +94,8 @@ def weights(folder) -> dict:
 def test_autoencoder_latents_are_standardised(work):
     from diffusers import AutoencoderKL
 
-    from train.common import read_image, read_rows, to_tensor
+    from mediffuse.dataset import read_image, read_rows
+    from train.common import to_tensor
 
     vae = AutoencoderKL.from_pretrained(work / "ae" / "vae")
     folder = work / "data" / "train"

@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from mediffuse.dataset import read_image, read_rows
 from mediffuse.metrics import paper
 from train import augment, models
-from train.common import Options, Run, parse_options, read_image, read_rows, to_tensor
+from train.common import Options, Run, enter, parse_options, to_tensor
 
 
 @dataclass
@@ -152,4 +153,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    enter(main)

@@ -12,11 +12,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 import yaml
@@ -29,10 +28,10 @@ from tqdm import tqdm
 
 from mediffuse import checkpoints
 from mediffuse.contours import Thresholds, contour_hint
-from mediffuse.intensity import MR_OUTPUT_LIMITS, decode, decode_ct
-from mediffuse.metrics import paper, to_grey
-from mediffuse.prompts import modalities, prompt_for
-from mediffuse.translate import Settings, generate
+from mediffuse.dataset import DatasetError, read_pair, read_rows, rows_for
+from mediffuse.evaluate import predictor, score_rows, summarise
+from mediffuse.intensity import decode_ct
+from mediffuse.translate import Settings
 from train import augment
 
 ZERO_SNR_SCHEDULE = {
@@ -135,20 +134,11 @@ class PairDataset(Dataset):
     ) -> None:
         self.folder, self.seed, self.augmented, self.length = Path(data) / split, seed, augmented, length
         self.thresholds = thresholds or Thresholds()
-        self.rows = list(self._expand(read_rows(self.folder), directions))
+        self.rows = list(rows_for(read_rows(self.folder), directions))
         if not self.rows:
-            raise SystemExit(f"{self.folder} has no pairs for {', '.join(directions)}. Run train/prepare.py first.")
+            raise DatasetError(f"{self.folder} has no pairs for {', '.join(directions)}. Run train/prepare.py first.")
         weight = np.array([_weight(row, weights or {}) for row in self.rows], float)
         self.shares = weight / weight.sum()
-
-    @staticmethod
-    def _expand(rows: list[dict], directions: tuple[str, ...]) -> Iterator[dict]:
-        for row in rows:
-            if row["direction"] in directions:
-                yield row
-            if row["direction"] == "ct2mr" and "contour2mr" in directions:
-                prompt = prompt_for("contour2mr", row["contrast"])
-                yield {**row, "direction": "contour2mr", "edit_prompt": prompt}
 
     def __len__(self) -> int:
         return self.length
@@ -156,7 +146,7 @@ class PairDataset(Dataset):
     def __getitem__(self, item: int) -> dict:
         rng = np.random.default_rng([self.seed, item])
         row = self.rows[rng.choice(len(self.rows), p=self.shares) if self.augmented else item]
-        source, target = (read_image(self.folder / row[f"{k}_image_file_name"]) for k in ("input", "edited"))
+        source, target, _ = read_pair(self.folder, row)
         is_ct = row["direction"] != "mr2ct"
         thresholds = self.thresholds
         if self.augmented:
@@ -183,22 +173,6 @@ def _jitter(thresholds: Thresholds, rng: np.random.Generator) -> Thresholds:
             for name in ("bone", "tissue", "brain")
         },
     )
-
-
-def read_rows(folder: Path) -> list[dict]:
-    """The rows of a split's metadata.jsonl."""
-    path = folder / "metadata.jsonl"
-    if not path.is_file():
-        raise SystemExit(f"There is no {path}. Run train/prepare.py first, or give --data.")
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def read_image(path: Path) -> np.ndarray:
-    """A prepared picture as a model image: float32 (S, S, 3) in [0, 1]."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise FileNotFoundError(f"{path} is missing or damaged. Run train/prepare.py again.")
-    return image[..., ::-1].astype(np.float32) / 255
 
 
 def to_tensor(image: np.ndarray) -> np.ndarray:
@@ -392,22 +366,16 @@ def validate_pipeline(pipeline, options: Options, directions, thresholds: Thresh
     """
     checkpoint = checkpoints.describe(pipeline)
     training = {name: part.training for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
-    figures = {}
+    for name in training:
+        getattr(pipeline, name).eval()
+    figures, folder = {}, options.data / "val"
     for direction in directions:
-        dataset = PairDataset(options.data, "val", (direction,), augmented=False)
-        rows = [
-            r for r in dataset.rows if r["plane"] == "axial" and r["contrast"] == "T1" and "mask_image_file_name" in r
-        ]
-        rows = rows or dataset.rows
-        output = modalities(direction)[1]
-        scores = []
-        for row in rows[: options.validate_images]:
-            source, target = (read_image(dataset.folder / row[f"{k}_image_file_name"]) for k in ("input", "edited"))
-            made = generate(checkpoint, direction, source[None], Settings(), thresholds)[0]
-            greys = [to_grey(decode(image, output), output, MR_OUTPUT_LIMITS) for image in (target, made)]
-            scores.append(paper(*greys))
-        figures[f"{direction}_psnr"] = float(np.mean([s.psnr for s in scores]))
-        figures[f"{direction}_ssim"] = float(np.mean([s.ssim for s in scores]))
+        rows = list(rows_for(read_rows(folder), (direction,)))
+        central = [r for r in rows if r["plane"] == "axial" and r["contrast"] == "T1" and "mask_image_file_name" in r]
+        predict = predictor(checkpoint, direction, Settings(), thresholds)
+        results = score_rows(folder, (central or rows)[: options.validate_images], predict)
+        means = next(s for s in summarise(results) if s["protocol"] == "paper")
+        figures[f"{direction}_psnr"], figures[f"{direction}_ssim"] = means["psnr"], means["ssim"]
     for name, was in training.items():
         getattr(pipeline, name).train(was)
     return figures
@@ -417,6 +385,14 @@ def write_details(folder: Path, run: Run, **details) -> None:
     """Write mediffuse.json beside a pipeline: how it was trained, and `details`."""
     text = json.dumps({**details, "training": run.provenance()}, indent=2)
     (folder / checkpoints.DETAILS).write_text(text + "\n")
+
+
+def enter(main: Callable[[], None]) -> None:
+    """Run a trainer's main; errors that are the user's to mend end it without a traceback."""
+    try:
+        main()
+    except DatasetError as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 def schedule() -> DDIMScheduler:

@@ -20,7 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mediffuse.contours import Thresholds
 from train import models
-from train.common import Options, PairDataset, Run, parse_options, validate_pipeline, write_details
+from train.common import Options, PairDataset, Run, enter, parse_options, validate_pipeline, write_details
 from train.ip2p import Denoising
 
 
@@ -86,4 +86,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    enter(main)

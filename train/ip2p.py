@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from train import models
-from train.common import Options, PairDataset, Run, parse_options, schedule, validate_pipeline, write_details
+from train.common import Options, PairDataset, Run, enter, parse_options, schedule, validate_pipeline, write_details
 
 
 @dataclass
@@ -131,4 +131,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    enter(main)

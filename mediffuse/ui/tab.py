@@ -76,7 +76,13 @@ class Tab:
                         for i, e in enumerate(self.examples)
                     ]
                 self.index = gr.Slider(
-                    -1, 4096, -1, step=1, label="Slice from below (-1: the central one)", visible=False, elem_id=f"{name}-index"
+                    -1,
+                    4096,
+                    -1,
+                    step=1,
+                    label="Slice from below (-1: the central one)",
+                    visible=False,
+                    elem_id=f"{name}-index",
                 )
                 self.shown = gr.Radio(
                     [("Guess", "auto"), *((text, key) for key, text in PNG_WINDOWS.items())],

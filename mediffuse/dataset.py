@@ -1,0 +1,48 @@
+"""Read the dataset layout that train/prepare.py writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from mediffuse.prompts import prompt_for
+
+
+class DatasetError(ValueError):
+    """A dataset that cannot be used; the message is for the user."""
+
+
+def read_rows(folder: Path) -> list[dict]:
+    """The rows of a split's metadata.jsonl. Raises DatasetError if there is none."""
+    path = Path(folder) / "metadata.jsonl"
+    if not path.is_file():
+        raise DatasetError(f"There is no {path}. Run train/prepare.py first, or give --data.")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def rows_for(rows: list[dict], directions: tuple[str, ...]) -> Iterator[dict]:
+    """The rows of `directions`; a contour row is made of each CT->MR row, with its own prompt."""
+    for row in rows:
+        if row["direction"] in directions:
+            yield row
+        if row["direction"] == "ct2mr" and "contour2mr" in directions:
+            yield {**row, "direction": "contour2mr", "edit_prompt": prompt_for("contour2mr", row["contrast"])}
+
+
+def read_image(path: Path) -> np.ndarray:
+    """A prepared picture as a model image: float32 (S, S, 3) in [0, 1]."""
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise DatasetError(f"{path} is missing or damaged. Run train/prepare.py again.")
+    return image[..., ::-1].astype(np.float32) / 255
+
+
+def read_pair(folder: Path, row: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """(input, target, body mask) of a row: model images, and bool (S, S) or None."""
+    source, target = (read_image(folder / row[f"{kind}_image_file_name"]) for kind in ("input", "edited"))
+    name = row.get("mask_image_file_name")
+    return source, target, read_image(folder / name)[..., 0] > 0.5 if name else None
