@@ -12,6 +12,7 @@ from pathlib import Path
 import gradio as gr
 import nibabel as nib
 import numpy as np
+import spaces
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -44,7 +45,7 @@ class Stopped(Exception):
     """Raised inside a run to end it when its visitor pressed Stop or left."""
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=2)
 def _read(path: str, changed: int, modality: str, shown: str) -> Scan:
     return read_scan(path, modality, shown)
 
@@ -84,15 +85,26 @@ def stop(request: gr.Request) -> None:
         event.set()
 
 
+_translators: list[Translator] = []
+
+
+def register(translator: Translator) -> int:
+    """Make a translator known by a number. A ZeroGPU worker is a fork: it has what was registered
+    before, and its arguments must be plain data."""
+    _translators.append(translator)
+    return len(_translators) - 1
+
+
+@spaces.GPU(duration=60)
 def stream(
-    translator: Translator,
+    translator: int,
     one: Slice,
     direction: str,
     settings: Settings,
     thresholds: Thresholds | None,
     session: str | None,
 ) -> Iterator[tuple[int, int, np.ndarray | None] | Translation]:
-    """Run a translation in a thread: (step, steps, preview model image or None)..., then the Translation.
+    """Run a registered translator in a thread: (step, steps, preview model image or None)..., then the Translation.
 
     Closing the iterator, or `stop`, ends the run. Errors become gr.Error.
     """
@@ -111,7 +123,7 @@ def stream(
     def work() -> None:
         on = on_step if settings.speed == "diffusion" else None
         try:
-            items.put(translator.translate(one, direction, settings, thresholds, on))
+            items.put(_translators[translator].translate(one, direction, settings, thresholds, on))
         except BaseException as error:  # noqa: BLE001 - handed to the waiting generator
             items.put(error)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import gradio as gr
 import numpy as np
-import spaces
 
 from mediffuse.contours import Thresholds
 from mediffuse.display import CT_VIEWS, ERROR_SCALE, UNCERTAINTY_SCALE, error_map, picture, uncertainty_map
@@ -61,6 +60,7 @@ class Tab:
         """Lay out the tab and wire its events. `build_extra` adds inputs below the scan."""
         source, target = (WORDS[m] for m in modalities(self.direction))
         self.source, self.target = modalities(self.direction)
+        self.number = session.register(self.translator)
         name = self.direction
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
@@ -331,7 +331,6 @@ class Tab:
             return
         yield from self.run(request, *values)
 
-    @spaces.GPU(duration=60)
     def run(
         self,
         request: gr.Request,
@@ -370,7 +369,7 @@ class Tab:
             raise gr.Error(str(error), print_exception=False) from error
         skipped = [gr.skip()] * len(self.shows)
         yield [*skipped, gr.skip(), seed, _status("Translating…", 0, 1), gr.skip()]
-        for item in session.stream(self.translator, one, self.direction, settings, thresholds, request.session_hash):
+        for item in session.stream(self.number, one, self.direction, settings, thresholds, request.session_hash):
             if isinstance(item, Translation):
                 yield from self._finish(item, scan, shown, one, truth, view)
                 return

@@ -1,0 +1,38 @@
+"""Copy finished pipelines into assets/checkpoints/, keeping their model cards.
+
+python assets/bundle.py runs/mini/ip2p/ip2p runs/mini/controlnet/controlnet
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+CHECKPOINTS = Path(__file__).resolve().parent / "checkpoints"
+MOST_TOGETHER, MOST_EACH = 96 * 2**20, 45 * 2**20
+"""Bytes: what a clone of the repository should have to carry."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pipeline", nargs="+", type=Path, help="folder with a model_index.json; its name is kept")
+    for source in parser.parse_args().pipeline:
+        if not (source / "model_index.json").is_file():
+            parser.error(f"{source} is no pipeline: it has no model_index.json")
+        target = CHECKPOINTS / source.name
+        card = target / "README.md"
+        text = card.read_text() if card.exists() else None
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, target)
+        if text:
+            card.write_text(text)
+    sizes = {path: path.stat().st_size for path in CHECKPOINTS.rglob("*") if path.is_file()}
+    print(f"{sum(sizes.values()) / 2**20:.1f} MiB in {CHECKPOINTS}")
+    if sum(sizes.values()) > MOST_TOGETHER or max(sizes.values()) > MOST_EACH:
+        sys.exit("Too large to bundle: at most 96 MiB together and 45 MiB a file.")
+
+
+if __name__ == "__main__":
+    main()
