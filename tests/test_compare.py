@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+
+from mediffuse.compare import compare, matching_slice
+from mediffuse.display import ERROR_SCALE, error_map, picture, uncertainty_map
+from mediffuse.metrics import paper
+from mediffuse.scan import ScanError, Slice, read_scan
+
+
+def test_ct_is_compared_in_hu(ct):
+    truth = ct.slice()
+    made = truth.pixels + 10
+    comparison = compare(made, truth, truth)
+    np.testing.assert_allclose(comparison.error, 10, atol=1e-3)
+    by_paper, by_synthrad = comparison.scores
+    assert by_synthrad.mae == pytest.approx(10, abs=1e-3)
+    assert by_paper.protocol == "paper"
+    assert by_paper.mae == pytest.approx(10 / 2000 * 255, abs=0.3)
+
+
+def test_mri_truth_is_scaled_to_the_output_range(ct, mr):
+    truth = mr.slice()
+    low, high = truth.limits
+    scaled = np.clip((truth.pixels - low) / (high - low), 0, 1) * 255
+    comparison = compare(scaled, truth, ct.slice())
+    assert np.abs(comparison.error).max() < 1e-2
+    assert all(s.ssim == pytest.approx(1, abs=1e-6) for s in comparison.scores)
+    dimmed = compare(scaled * 0.5, truth, ct.slice()).scores[0]
+    grey = np.round(scaled).astype(np.uint8)
+    assert dimmed.psnr == pytest.approx(paper(grey, np.round(scaled * 0.5).astype(np.uint8)).psnr, abs=0.05)
+
+
+def test_other_sizes_and_constant_truths_are_refused(ct):
+    truth = ct.slice()
+    with pytest.raises(ScanError, match="same size"):
+        compare(truth.pixels[1:], truth)
+    flat = Slice(np.zeros((20, 20), np.float32), (1, 1), "CT")
+    with pytest.raises(ScanError, match="constant"):
+        compare(flat.pixels, flat)
+
+
+def test_matching_slice_is_the_same_place(ct, mr, mr_path):
+    one = ct.slice("axial", 7)
+    assert np.array_equal(matching_slice(ct, one, mr).pixels, mr.slice("axial", 7).pixels)
+    assert read_scan(mr_path, "MR").plane == "axial"
+
+
+def test_error_map_is_signed_and_saturates():
+    scale = ERROR_SCALE["CT"]
+    error = np.array([[-2 * scale, 0, 2 * scale]] * 3).repeat(200, 0).repeat(200, 1)
+    image = error_map(error, "CT")[50]
+    np.testing.assert_array_equal(image[50], [0, 0, 255])
+    np.testing.assert_array_equal(image[image.shape[0] // 2], [255, 255, 255])
+    np.testing.assert_array_equal(image[-50], [255, 0, 0])
+
+
+def test_pictures_are_isotropic_and_say_synthetic(ct_pixels):
+    plain = picture(ct_pixels, (0, 80), (2.0, 1.0))
+    height, width = ct_pixels.shape
+    assert plain.shape[0] / plain.shape[1] == pytest.approx(2 * height / width, rel=0.01)
+    marked = picture(ct_pixels, (0, 80), (2.0, 1.0), synthetic=True)
+    different = np.argwhere((plain != marked).any(-1))
+    assert len(different) > 50
+    assert different[:, 0].min() > 0.9 * plain.shape[0]  # at the lower edge only
+    assert uncertainty_map(np.zeros((30, 30)), "MR").shape == (512, 512, 3)
