@@ -12,8 +12,9 @@ import cv2
 import nibabel as nib
 import numpy as np
 from PIL import Image
+from skimage.measure import label
 
-from mediffuse.intensity import guess_picture_modality, guess_png_window, mr_limits, png_ct_to_hu
+from mediffuse.intensity import AIR_HU, Letterbox, guess_picture_modality, guess_png_window, mr_limits, png_ct_to_hu
 
 PLANES = ("axial", "coronal", "sagittal")
 MODALITIES = ("CT", "MR")
@@ -21,6 +22,10 @@ PICTURES = (".png", ".jpg", ".jpeg")
 MAX_VOXELS = 512 * 512 * 1200
 MAX_PIXELS = 4096 * 4096
 """Bounds on a volume and on a picture, checked in the header before any voxels are read."""
+
+HEAD_SHARE, MIN_FIELD = 0.88, 200.0
+"""Share of the field of view that the head's longer side takes in the training data (median), and
+the smallest field (mm) that a slice is cropped to: at the vertex a head is small."""
 
 MIN_SIDE = 16
 """Shortest side, in pixels, of a slice that is worth translating."""
@@ -39,6 +44,7 @@ class Slice:
 
     pixels: float32 (rows, columns), HU for CT, the scan's own units for MR.
     spacing: mm per (row, column). limits: MR values that are black and white (see `mr_limits`).
+    crop: (top, left, height, width) around the head where the field of view is much larger.
     """
 
     pixels: np.ndarray
@@ -47,6 +53,16 @@ class Slice:
     limits: tuple[float, float] | None = None
     plane: str = "axial"
     index: int = 0
+    crop: tuple[int, int, int, int] | None = None
+
+    @property
+    def background(self) -> float:
+        """The value of air: -1000 HU, or the MR's black."""
+        return AIR_HU if self.modality == "CT" else self.limits[0]
+
+    def letterbox(self, size: int) -> Letterbox:
+        """How this slice fits a model image of `size` x `size` pixels."""
+        return Letterbox(self.pixels.shape, self.spacing, size, self.crop)
 
 
 @dataclass(frozen=True)
@@ -103,7 +119,43 @@ class Scan:
         if min(pixels.shape) < 2:
             raise ScanError(f"{self.name} is a single slice, and not an {plane} one: choose another plane.")
         spacing = float(self.spacing[rest[1]]), float(self.spacing[rest[0]])
-        return Slice(pixels, spacing, self.modality, self.limits, plane, index)
+        crop = self._crop(*rest, pixels.shape)
+        return Slice(pixels, spacing, self.modality, self.limits, plane, index, crop)
+
+    def _crop(self, across: int, up: int, shape: tuple[int, int]) -> tuple[int, int, int, int] | None:
+        """Where the head lies in a slice (rows run down the `up` axis, columns down `across`), or
+        None where it fills the field of view about as it does in the training data."""
+        if self.head is None:
+            return None
+        (low, high), spacing = self.head, self.spacing
+        axes = (up, across)
+        extent = [(high[a] - low[a]) * spacing[a] for a in axes]
+        side = max(max(extent) / HEAD_SHARE, MIN_FIELD)
+        if side > 0.75 * max(n * spacing[a] for n, a in zip(shape, axes, strict=True)):
+            return None
+        starts, lengths = [], []
+        for count, axis in zip(shape, axes, strict=True):
+            length = min(count, round(side / spacing[axis]))
+            # Rows and columns run from the end of their axis.
+            centre = count - (low[axis] + high[axis]) / 2
+            starts.append(int(np.clip(round(centre - length / 2), 0, count - length)))
+            lengths.append(length)
+        return (*starts, *lengths)
+
+    @cached_property
+    def head(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Voxel bounds (low, high), each (3,), of the largest solid region: the head without the
+        table. None for a picture, which has no mm, and where there is none."""
+        if self.kind == "picture":
+            return None
+        step = tuple(max(1, round(4 / mm)) for mm in self.spacing)
+        some = self.voxels[tuple(slice(None, None, s) for s in step)]
+        solid = some > (-300 if self.modality == "CT" else self.limits[0] + 0.1 * (self.limits[1] - self.limits[0]))
+        labels = label(solid, connectivity=1)
+        if not labels.any():
+            return None
+        found = np.argwhere(labels == np.bincount(labels.ravel())[1:].argmax() + 1)
+        return found.min(0) * step, (found.max(0) + 1) * step
 
     def check_same_grid(self, other: Scan) -> None:
         """Raise ScanError unless `other` has this scan's grid: shape, and affine within 0.1 mm."""

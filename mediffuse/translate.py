@@ -11,7 +11,7 @@ import numpy as np
 
 from mediffuse.checkpoints import Checkpoint, CheckpointError, Checkpoints
 from mediffuse.contours import Thresholds, contour_hint
-from mediffuse.intensity import AIR_HU, Letterbox, decode, decode_ct, encode
+from mediffuse.intensity import AIR_HU, MR_OUTPUT_LIMITS, Letterbox, decode, decode_ct, encode
 from mediffuse.prompts import modalities, prompt_for
 from mediffuse.scan import Slice
 
@@ -94,12 +94,13 @@ class Translator:
         settings = settings or Settings()
         checkpoint = self.checkpoints.get(direction)
         started = time.perf_counter()
-        box = Letterbox(one.pixels.shape, one.spacing, checkpoint.size)
+        box = one.letterbox(checkpoint.size)
         image = prepare(one, box)
         with self._lock:
             made = generate(checkpoint, direction, image[None], settings, thresholds, on_step)
         output = modalities(direction)[1]
-        samples = tuple(box.restore(decode(m, output)) for m in made)
+        fill = AIR_HU if output == "CT" else MR_OUTPUT_LIMITS[0]
+        samples = tuple(box.restore(decode(m, output), fill) for m in made)
         deviation = np.std(samples, axis=0) if len(samples) > 1 else None
         seconds = time.perf_counter() - started
         return Translation(np.mean(samples, axis=0), samples, deviation, output, seconds, settings)
@@ -110,13 +111,12 @@ class Translator:
             size = self.checkpoints.get("contour2mr").size
         except CheckpointError:
             size = DEFAULT_SIZE
-        return contour_hint(decode_ct(prepare(one, Letterbox(one.pixels.shape, one.spacing, size))), thresholds)
+        return contour_hint(decode_ct(prepare(one, one.letterbox(size))), thresholds)
 
 
 def prepare(one: Slice, box: Letterbox) -> np.ndarray:
     """A slice as the model image (S, S, 3) that training saw. Slice in HU or MR units."""
-    fill = AIR_HU if one.modality == "CT" else one.limits[0]
-    return encode(box.fit(one.pixels, fill), one.modality, one.limits)
+    return encode(box.fit(one.pixels, one.background), one.modality, one.limits)
 
 
 def generate(

@@ -515,3 +515,34 @@ def test_damaged_headers_never_end_in_anything_but_scan_error(tmp_path):
         except ScanError:
             outcomes.add("refused")
     assert outcomes == {"nifti", "refused"}
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+def test_a_large_field_of_view_is_cropped_to_the_head(ct, tmp_path, plane):
+    """The same head in a field of view twice as wide gives about the same model image."""
+    assert ct.slice(plane).crop is None
+    pad = [(120, 80), (60, 140), (30, 30)]
+    voxels = np.pad(ct.voxels, pad, constant_values=-1000)
+    voxels[:, 20:24, :] = 300  # a table, not touching the head
+    affine = ct.affine.copy()
+    affine[:3, 3] -= affine[:3, :3] @ [p[0] for p in pad]
+    path = tmp_path / "wide.nii.gz"
+    nib.save(nib.Nifti1Image(voxels, affine), path)
+    wide = read_scan(path, "CT")
+    index = ct.count(plane) // 2 + {"sagittal": 120, "coronal": 60, "axial": 30}[plane]
+    one = wide.slice(plane, index)
+    box = one.letterbox(256)
+    assert one.crop is not None
+    head = one.pixels > 500
+    head &= one.pixels != 300
+    inside = np.zeros(one.pixels.shape, bool)
+    inside[box.part] = True
+    assert inside[head].all()
+    height, width = one.crop[2] * one.spacing[0], one.crop[3] * one.spacing[1]
+    assert max(height, width) <= 1.35 * max(
+        n * mm for n, mm in zip(ct.slice(plane).pixels.shape, one.spacing, strict=True)
+    )
+    restored = box.restore(box.fit(one.pixels, -1000), -1000)
+    assert restored.shape == one.pixels.shape
+    assert (restored[~inside] == -1000).all()
+    assert np.abs(restored - one.pixels)[inside].mean() < 40

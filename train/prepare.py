@@ -68,9 +68,8 @@ class Writer:
         cv2.imwrite(str(path), image)
         return path.name
 
-    def pair(self, split, name, hu, mr, limits, spacing, mask=None, directions=("ct2mr", "mr2ct"), **info) -> None:
-        """One registered pair: HU (H, W), MR (H, W), mm spacing; a row per direction."""
-        box = Letterbox(hu.shape, spacing, self.size)
+    def pair(self, split, name, box, hu, mr, limits, mask=None, directions=("ct2mr", "mr2ct"), **info) -> None:
+        """One registered pair, HU (H, W) and MR (H, W), fitted by `box`; a row per direction."""
         ct = self.image(split, f"{name}_ct", to_uint8(encode_ct(box.fit(hu, AIR_HU))))
         grey = to_uint8(encode_mr(box.fit(mr, limits[0]), limits))[..., 0]
         mr = self.image(split, f"{name}_mr", grey)
@@ -147,10 +146,10 @@ def from_volumes(folder: Path, writer: Writer, args) -> int:
                 writer.pair(
                     split,
                     f"{patient.name}_{plane}_{index:03d}",
+                    one.letterbox(writer.size),
                     one.pixels,
                     mr.slice(plane, index).pixels,
                     limits,
-                    one.spacing,
                     mask.slice(plane, index).pixels > 0 if mask else None,
                     patient=patient.name,
                     plane=plane,
@@ -193,10 +192,10 @@ def from_pngs(folder: Path, writer: Writer, args) -> int:
         writer.pair(
             split,
             f"{folder.name}_{name}",
+            Letterbox(hu.shape, size=writer.size),
             hu,
             mr.astype(np.float32),
             (0.0, 255.0),
-            (1.0, 1.0),
             None if mask is None else mask > 127,
             directions=("ct2mr",) if shown == "brain" else ("ct2mr", "mr2ct"),
             patient=patient,

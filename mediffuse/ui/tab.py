@@ -13,7 +13,7 @@ import numpy as np
 
 from mediffuse.contours import Thresholds
 from mediffuse.display import CT_VIEWS, ERROR_SCALE, UNCERTAINTY_SCALE, error_map, picture, uncertainty_map
-from mediffuse.intensity import MR_OUTPUT_LIMITS, PNG_WINDOWS, Letterbox, decode
+from mediffuse.intensity import MR_OUTPUT_LIMITS, PNG_WINDOWS, decode
 from mediffuse.prompts import modalities
 from mediffuse.scan import Scan, Slice
 from mediffuse.translate import MAX_SEED, Settings, Translation, Translator
@@ -426,7 +426,7 @@ class Tab:
         return picture(pixels, self._limits(self.target, view), one.spacing, synthetic=True)
 
     def _preview_picture(self, image: np.ndarray, one: Slice, view: str) -> np.ndarray:
-        box = Letterbox(one.pixels.shape, one.spacing, image.shape[0])
+        box = one.letterbox(image.shape[0])
         return self._made(box.restore(decode(image, self.target)), one, view)
 
     def _shows(self, result: Result, view: str) -> list:
