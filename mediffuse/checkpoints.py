@@ -73,8 +73,10 @@ def locate(direction: str, given: str | None = None) -> str:
         if (folder / "model_index.json").is_file():
             if _class_name(folder) == _PIPELINES[_FAMILY[direction]]:
                 return entry
-        elif not folder.is_dir() and entry.count("/") == 1:
-            return entry  # a hub id; its class is checked once loaded
+        elif (
+            not folder.is_dir() and entry.count("/") == 1 and (len(anonymous) == 1 or _hub_class_fits(entry, direction))
+        ):
+            return entry
     raise CheckpointError(
         f"There is no checkpoint for this tab ({direction}) in {given}. It should hold a folder "
         f"'{_FAMILY[direction]}' that train/{_FAMILY[direction]}.py wrote, with a model_index.json."
@@ -86,6 +88,17 @@ def _class_name(folder: Path) -> str | None:
         return json.loads((folder / "model_index.json").read_text()).get("_class_name")
     except (OSError, ValueError):
         return None
+
+
+def _hub_class_fits(entry: str, direction: str) -> bool:
+    """Whether a hub id may serve a direction. Where the hub cannot be asked, loading will tell."""
+    from diffusers import DiffusionPipeline
+
+    try:
+        name = DiffusionPipeline.load_config(entry).get("_class_name")
+    except (OSError, ValueError):
+        return True
+    return name == _PIPELINES[_FAMILY[direction]]
 
 
 def load(source: str, direction: str) -> Checkpoint:
@@ -101,16 +114,16 @@ def load(source: str, direction: str) -> Checkpoint:
         pipeline = DiffusionPipeline.from_pretrained(
             source, dtype=torch.float16 if cuda else torch.float32, safety_checker=None
         )
+        wanted = _PIPELINES[_FAMILY[direction]]
+        if type(pipeline).__name__ == wanted:
+            pipeline.to("cuda" if cuda else "cpu")
+            return describe(pipeline, source)
     except Exception as error:  # diffusers, safetensors, the hub and json each have their own
         raise CheckpointError(
             f"The checkpoint {source} cannot be loaded: it is missing, incomplete or damaged "
             f"({type(error).__name__}). Train or download it again."
         ) from error
-    wanted = _PIPELINES[_FAMILY[direction]]
-    if type(pipeline).__name__ != wanted:
-        raise CheckpointError(f"The checkpoint {source} is a {type(pipeline).__name__}; this tab needs a {wanted}.")
-    pipeline.to("cuda" if cuda else "cpu")
-    return describe(pipeline, source)
+    raise CheckpointError(f"The checkpoint {source} is a {type(pipeline).__name__}; this tab needs a {wanted}.")
 
 
 def describe(pipeline: DiffusionPipeline, source: str = "memory") -> Checkpoint:
@@ -127,9 +140,17 @@ def describe(pipeline: DiffusionPipeline, source: str = "memory") -> Checkpoint:
 
 
 def _thresholds(source: str) -> Thresholds:
+    """The contour thresholds that a checkpoint was trained with: those of its mediffuse.json."""
     path = Path(source) / DETAILS
     if not path.is_file():
-        return Thresholds()
+        if Path(source).is_dir() or source.count("/") != 1:
+            return Thresholds()
+        from huggingface_hub import hf_hub_download
+
+        try:
+            path = Path(hf_hub_download(source, DETAILS))
+        except (OSError, ValueError):
+            return Thresholds()
     values = json.loads(path.read_text()).get("contours", {})
     return Thresholds(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
@@ -150,3 +171,11 @@ class Checkpoints:
             if key not in self._loaded:
                 self._loaded[key] = load(source, direction)
             return self._loaded[key]
+
+    def thresholds(self) -> Thresholds:
+        """What the contour checkpoint was trained with, where a local file tells; loads no model."""
+        try:
+            source = locate("contour2mr", self.given)
+            return _thresholds(source) if Path(source).is_dir() else Thresholds()
+        except (CheckpointError, OSError, TypeError, ValueError):
+            return Thresholds()

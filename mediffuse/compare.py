@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mediffuse.intensity import MR_OUTPUT_LIMITS
-from mediffuse.metrics import Scores, body_mask, paper, synthrad_ct, synthrad_mr, to_grey
+from mediffuse.metrics import Scores, body_mask, both
 from mediffuse.scan import Scan, ScanError, Slice
 
 
@@ -39,11 +39,12 @@ def compare(made: np.ndarray, truth: Slice, ct: Slice | None = None) -> Comparis
         real = low + (high - low) * np.clip((truth.pixels - black) / (white - black), 0, 1)
     else:
         real = truth.pixels
-    scores = [paper(*(to_grey(x, truth.modality, MR_OUTPUT_LIMITS) for x in (real, made)))]
     mask = body_mask(ct.pixels) if ct is not None else np.zeros(made.shape, bool)
-    if mask.any():
-        scores.append((synthrad_ct if truth.modality == "CT" else synthrad_mr)(real, made, mask))
-    return Comparison((made - real).astype(np.float32), tuple(scores))
+    try:
+        scores = both(real, made, mask, truth.modality, MR_OUTPUT_LIMITS)
+    except ValueError as error:
+        raise ScanError(f"This slice cannot be compared. {error}") from error
+    return Comparison((made - real).astype(np.float32), scores)
 
 
 def matching_slice(scan: Scan, one: Slice, truth: Scan) -> Slice:
@@ -51,10 +52,14 @@ def matching_slice(scan: Scan, one: Slice, truth: Scan) -> Slice:
 
     A single-slice truth (a picture) is taken as that slice. Raises ScanError if the grids differ.
     """
+    if truth.kind == "picture" or scan.kind == "picture":
+        if truth.count(one.plane) == 1:
+            return truth.slice(one.plane, 0)
+        raise ScanError("The ground truth is a volume, and the scan one picture: give a picture of that slice.")
     if truth.count(one.plane) == 1 and scan.count(one.plane) > 1:
+        scan.only(one.plane, one.index).check_same_grid(truth)
         return truth.slice(one.plane, 0)
-    if truth.kind != "picture" or scan.kind != "picture":
-        scan.check_same_grid(truth)
+    scan.check_same_grid(truth)
     return truth.slice(one.plane, one.index)
 
 

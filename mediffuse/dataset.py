@@ -33,6 +33,24 @@ def rows_for(rows: list[dict], directions: tuple[str, ...]) -> Iterator[dict]:
             yield {**row, "direction": "contour2mr", "edit_prompt": prompt_for("contour2mr", row["contrast"])}
 
 
+def central_rows(rows: list[dict]) -> list[dict]:
+    """One row a patient: the middle one of its axial T1 slices, or of any where none has those.
+
+    Slices with a body mask are preferred; they are the central ones of the shared pictures.
+    """
+    for wanted in (
+        [r for r in rows if r["plane"] == "axial" and r["contrast"] == "T1" and "mask_image_file_name" in r],
+        [r for r in rows if r["plane"] == "axial" and r["contrast"] == "T1"],
+        rows,
+    ):
+        if wanted:
+            break
+    of_patient: dict[str, list[dict]] = {}
+    for row in wanted:
+        of_patient.setdefault(row["patient"], []).append(row)
+    return [sorted(group, key=lambda r: r["slice"])[len(group) // 2] for group in of_patient.values()]
+
+
 def read_image(path: Path) -> np.ndarray:
     """A prepared picture as a model image: float32 (S, S, 3) in [0, 1]."""
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)

@@ -24,7 +24,7 @@ from mediffuse.checkpoints import Checkpoint, CheckpointError, Checkpoints
 from mediffuse.contours import Thresholds
 from mediffuse.dataset import DatasetError, read_pair, read_rows, rows_for
 from mediffuse.intensity import MR_OUTPUT_LIMITS, decode, encode
-from mediffuse.metrics import body_mask, paper, synthrad_ct, synthrad_mr, to_grey
+from mediffuse.metrics import Scores, body_mask, both
 from mediffuse.prompts import CONTRASTS, DIRECTIONS, modalities
 from mediffuse.scan import PLANES
 from mediffuse.translate import SPEEDS, Settings, generate
@@ -35,16 +35,16 @@ Predict = Callable[[np.ndarray, dict], np.ndarray]
 """(input model image, row) -> predicted model image."""
 
 
-def score(made: np.ndarray, target: np.ndarray, source: np.ndarray, mask: np.ndarray | None, direction: str):
+def score(
+    made: np.ndarray, target: np.ndarray, source: np.ndarray, mask: np.ndarray | None, direction: str
+) -> tuple[Scores, ...]:
     """Scores of one predicted model image (S, S, 3) by each protocol. `mask`: body, bool (S, S),
     or None to take it from the pair's CT."""
     output = modalities(direction)[1]
     real, fake = decode(target, output), decode(made, output)
     if mask is None:
         mask = body_mask(decode(target if output == "CT" else source, "CT"))
-    yield paper(*(to_grey(x, output, MR_OUTPUT_LIMITS) for x in (real, fake)))
-    if mask.any():
-        yield (synthrad_ct if output == "CT" else synthrad_mr)(real, fake, mask)
+    return both(real, fake, mask, output, MR_OUTPUT_LIMITS)
 
 
 def score_rows(folder: Path, rows: Iterable[dict], predict: Predict) -> list[dict]:
@@ -55,7 +55,11 @@ def score_rows(folder: Path, rows: Iterable[dict], predict: Predict) -> list[dic
         started = time.perf_counter()
         made = predict(source, row)
         seconds = time.perf_counter() - started
-        for scores in score(made, target, source, mask, row["direction"]):
+        try:
+            of_image = score(made, target, source, mask, row["direction"])
+        except ValueError as error:
+            raise DatasetError(f"{folder / row['edited_image_file_name']}: {error}") from error
+        for scores in of_image:
             facts = {"patient": row["patient"], "image": row["input_image_file_name"], "seconds": seconds}
             results.append({**facts, **scores.as_dict()})
     return results
@@ -184,7 +188,9 @@ def run(args: argparse.Namespace) -> tuple[list[dict], list[dict]]:
         ][: args.limit]
         if not rows:
             raise DatasetError(f"{folder} has no {args.plane} {args.contrast} pairs for {direction}.")
-        models = [(name, "none", baseline(name, args.data, direction, rows)) for name in BASELINES]
+        # Without a train split there is no mean image.
+        names = BASELINES if (args.data / "train").is_dir() else BASELINES[:1]
+        models = [(name, "none", baseline(name, args.data, direction, rows)) for name in names]
         for speed in args.speed or ["fast"]:
             settings = Settings(speed, args.steps, args.guidance, seed=args.seed)
             checkpoint = checkpoints.get(direction)

@@ -40,6 +40,17 @@ def to_grey(pixels: np.ndarray, modality: str, limits: tuple[float, float] | Non
     return ct_to_grey(pixels) if modality == "CT" else to_uint8(window(pixels, limits))
 
 
+def both(truth: np.ndarray, made: np.ndarray, mask: np.ndarray, modality: str, limits=None) -> tuple[Scores, ...]:
+    """Both protocols on HU or MR (H, W); "synthrad" is left out where the body `mask` is empty.
+
+    `limits` are the MR values that are black and white by protocol "paper".
+    """
+    scores = [paper(*(to_grey(x, modality, limits) for x in (truth, made)))]
+    if mask.any():
+        scores.append((synthrad_ct if modality == "CT" else synthrad_mr)(truth, made, mask))
+    return tuple(scores)
+
+
 def paper(truth: np.ndarray, made: np.ndarray) -> Scores:
     """The published project's protocol on 8-bit images (H, W), whole frame.
 

@@ -175,6 +175,13 @@ class Scan:
                 "Register and resample one onto the other first."
             )
 
+    def only(self, plane: str, index: int) -> Scan:
+        """This scan cut down to one slice, in its place."""
+        axis = _AXIS[plane]
+        shift = np.eye(4)
+        shift[axis, 3] = index
+        return replace(self, voxels=np.take(self.voxels, [index], axis), affine=self.affine @ shift)
+
     def slice_to_nifti(self, one: Slice, pixels: np.ndarray) -> nib.Nifti1Image:
         """`pixels` (rows, columns) shown like `one` as a one-slice NIfTI in this scan's place.
 

@@ -99,8 +99,7 @@ class Translator:
         with self._lock:
             made = generate(checkpoint, direction, image[None], settings, thresholds, on_step)
         output = modalities(direction)[1]
-        fill = AIR_HU if output == "CT" else MR_OUTPUT_LIMITS[0]
-        samples = tuple(box.restore(decode(m, output), fill) for m in made)
+        samples = tuple(restore(m, output, box) for m in made)
         deviation = np.std(samples, axis=0) if len(samples) > 1 else None
         seconds = time.perf_counter() - started
         return Translation(np.mean(samples, axis=0), samples, deviation, output, seconds, settings)
@@ -117,6 +116,11 @@ class Translator:
 def prepare(one: Slice, box: Letterbox) -> np.ndarray:
     """A slice as the model image (S, S, 3) that training saw. Slice in HU or MR units."""
     return encode(box.fit(one.pixels, one.background), one.modality, one.limits)
+
+
+def restore(image: np.ndarray, modality: str, box: Letterbox) -> np.ndarray:
+    """A made model image (S, S, 3) as HU or MR (rows, columns) on the slice's grid; air outside `box`."""
+    return box.restore(decode(image, modality), AIR_HU if modality == "CT" else MR_OUTPUT_LIMITS[0])
 
 
 def generate(
@@ -155,14 +159,15 @@ def generate(
         "image": batch.to(device, dtype),
         "latents": latents.to(device, dtype),
         "num_inference_steps": steps,
-        "guidance_scale": settings.guidance,
+        # One step from zero latents is trained without guidance.
+        "guidance_scale": 1.0 if fast else settings.guidance,
         "output_type": "np",
         "callback_on_step_end": _callback(on_step, steps) if on_step else None,
     }
     if direction == "contour2mr":
         made = pipeline(controlnet_conditioning_scale=float(settings.control), **common)
     else:
-        made = pipeline(image_guidance_scale=settings.image_guidance, **common)
+        made = pipeline(image_guidance_scale=1.0 if fast else settings.image_guidance, **common)
     return np.asarray(made.images, np.float32)
 
 

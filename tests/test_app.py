@@ -167,7 +167,7 @@ def test_ground_truth_of_another_grid_is_refused(client, ct_path, mr_path, tmp_p
 
 
 def test_an_mri_in_the_ct_tab_is_warned_of(client, mr_path):
-    notice = client.predict(scan=handle_file(mr_path), api_name="/ct_to_mri_preview")[3]
+    notice = client.predict(scan=handle_file(mr_path), api_name="/ct_to_mri_preview")[1]
     assert "looks like an MRI" in value(notice)
 
 

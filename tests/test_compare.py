@@ -1,3 +1,4 @@
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -63,3 +64,21 @@ def test_pictures_are_isotropic_and_say_synthetic(ct_pixels):
     assert len(different) > 50
     assert different[:, 0].min() > 0.9 * plain.shape[0]  # at the lower edge only
     assert uncertainty_map(np.zeros((30, 30)), "MR").shape == (512, 512, 3)
+
+
+def test_a_one_slice_truth_must_lie_in_its_place(ct, mr, tmp_path):
+    one = ct.slice("axial", 7)
+    truth = mr.slice("axial", 7)
+    slab = mr.slice_to_nifti(truth, truth.pixels)
+    nib.save(slab, tmp_path / "slab.nii.gz")
+    found = matching_slice(ct, one, read_scan(tmp_path / "slab.nii.gz", "MR"))
+    np.testing.assert_allclose(found.pixels, truth.pixels)
+    with pytest.raises(ScanError, match="same grid"):
+        matching_slice(ct, ct.slice("axial", 8), read_scan(tmp_path / "slab.nii.gz", "MR"))
+
+
+def test_a_truth_that_is_black_at_eight_bits_is_refused_kindly(ct):
+    dim = np.zeros((20, 20), np.float32)
+    dim[3, 3] = 1
+    with pytest.raises(ScanError, match="cannot be compared"):
+        compare(np.zeros((20, 20), np.float32), Slice(dim, (1, 1), "MR", (0.0, 1000.0)))

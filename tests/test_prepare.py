@@ -295,3 +295,16 @@ def test_a_patient_in_two_inputs_is_in_one_split(tmp_path):
     prepare("--input", tmp_path / "first", "--input", tmp_path / "second", "--output", out, "--size", 64)
     assert not (out / "train").exists()
     assert len((out / "val" / "metadata.jsonl").read_text().splitlines()) == 4
+
+
+def test_an_output_that_holds_a_dataset_is_not_mixed_with_another(volumes, synthrad):
+    output, _ = volumes
+    done = subprocess.run(
+        [sys.executable, "train/prepare.py", "--input", str(synthrad), "--output", str(output)],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode != 0
+    assert "already holds a dataset" in done.stderr

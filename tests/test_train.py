@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def command(*arguments) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=ROOT,
@@ -168,6 +168,21 @@ def test_fine_tunes_a_stable_diffusion_with_a_wider_conv_in(work, tmp_path):
     wide = weights(tmp_path / "out" / "ip2p")["conv_in.weight"].float()
     torch.testing.assert_close(wide[:, :4], unet.conv_in.weight.data, atol=1e-3, rtol=1e-2)
     assert wide[:, 4:].abs().max() == 0
+
+
+def test_two_processes_train_one_model(work, tmp_path):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
+    given = ["--config", work / "tiny.yaml", "--output", tmp_path, "--steps", 2, "--batch-size", 1]
+    done = command(*launch, ROOT / "train" / "ip2p.py", *given)
+    assert done.returncode == 0, done.stdout + done.stderr
+    details = json.loads((tmp_path / "ip2p" / "mediffuse.json").read_text())["training"]
+    assert (details["processes"], details["batch_size"]) == (2, 2)
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 3
+
+
+def test_training_without_augmentation_goes_past_one_epoch(work):
+    dataset = PairDataset(work / "data", "train", ("ct2mr",), augmented=False)
+    assert dataset[10_000]["input"].shape == (3, 64, 64)
 
 
 def test_clear_error_without_data(tmp_path):

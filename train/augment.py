@@ -39,8 +39,7 @@ def cut_off(images: list[np.ndarray], rng: np.random.Generator) -> None:
     """Blank one side of all images, in place: heads are cut by the field of view or for privacy."""
     size = images[0].shape[0]
     depth = int(size * rng.uniform(0.05, 0.3))
-    side = rng.integers(3)
-    part = [np.s_[:depth], np.s_[-depth:], np.s_[:, :depth]][side]
+    part = [np.s_[:depth], np.s_[-depth:], np.s_[:, :depth], np.s_[:, -depth:]][rng.integers(4)]
     for image in images:
         image[part] = 0
 

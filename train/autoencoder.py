@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from mediffuse.dataset import read_image, read_rows
-from mediffuse.metrics import paper
+from mediffuse.dataset import central_rows, read_image, read_rows
+from mediffuse.intensity import MR_OUTPUT_LIMITS, decode
+from mediffuse.metrics import paper, to_grey
 from train import augment, models
 from train.common import Options, Run, enter, parse_options, to_tensor
 
@@ -105,17 +106,16 @@ def fold_moments(vae, mean: torch.Tensor, std: torch.Tensor) -> None:
 
 
 @torch.no_grad()
-def ceiling(vae, paths: list[Path]) -> float:
-    """Mean encode-decode PSNR in dB of prepared pictures, protocol "paper" on the green channel
-    for MR and the full window for CT."""
+def ceiling(vae, paths: list[Path], modality: str) -> float:
+    """Mean encode-decode PSNR in dB of prepared pictures, by protocol "paper"."""
     device = next(vae.parameters()).device
     values = []
     for path in paths:
         image = read_image(path)
         x = torch.from_numpy(to_tensor(image))[None].to(device)
-        made = vae.decode(vae.encode(x).latent_dist.mode()).sample[0, 0].float().cpu().numpy()
-        made = np.round(np.clip(made / 2 + 0.5, 0, 1) * 255).astype(np.uint8)
-        values.append(paper(np.round(image[..., 0] * 255).astype(np.uint8), made).psnr)
+        made = vae.decode(vae.encode(x).latent_dist.mode()).sample[0].float().cpu().numpy()
+        made = made.transpose(1, 2, 0) / 2 + 0.5
+        values.append(paper(*(to_grey(decode(i, modality), modality, MR_OUTPUT_LIMITS) for i in (image, made))).psnr)
     return float(np.mean(values))
 
 
@@ -125,25 +125,23 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(options.seed)
     vae = models.autoencoder(options.autoencoder)
     run = Run(options, Objective(vae, options))
-    rows = [
-        r
-        for r in read_rows(options.data / "val")
-        if r["direction"] == "ct2mr" and r["plane"] == "axial" and r["contrast"] == "T1"
-    ][: options.validate_images]
+    rows = [r for r in read_rows(options.data / "val") if r["direction"] == "ct2mr"]
+    rows = central_rows(rows)[: options.validate_images]
 
     def validate() -> dict:
         folder = options.data / "val"
         return {
-            "mr_psnr": ceiling(vae, [folder / r["edited_image_file_name"] for r in rows]),
-            "ct_psnr": ceiling(vae, [folder / r["input_image_file_name"] for r in rows]),
+            "mr_psnr": ceiling(vae, [folder / r["edited_image_file_name"] for r in rows], "MR"),
+            "ct_psnr": ceiling(vae, [folder / r["input_image_file_name"] for r in rows], "CT"),
         }
 
     def save(output: Path) -> None:
         folder = options.data / "train"
-        train_rows = read_rows(folder)
+        pairs = [r for r in read_rows(folder) if r["direction"] == "ct2mr"]
         some = [
-            folder / train_rows[i]["input_image_file_name"]
-            for i in range(0, len(train_rows), max(1, len(train_rows) // 100))
+            folder / row[f"{kind}_image_file_name"]
+            for row in pairs[:: max(1, len(pairs) // 50)]
+            for kind in ("input", "edited")
         ]
         images = [torch.from_numpy(to_tensor(read_image(p))).to(run.accelerator.device) for p in some]
         fold_moments(vae, *latent_moments(vae, images))

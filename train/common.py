@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from mediffuse import checkpoints
 from mediffuse.contours import Thresholds, contour_hint
-from mediffuse.dataset import DatasetError, read_pair, read_rows, rows_for
+from mediffuse.dataset import DatasetError, central_rows, read_pair, read_rows, rows_for
 from mediffuse.evaluate import predictor, score_rows, summarise
 from mediffuse.intensity import decode_ct
 from mediffuse.translate import Settings
@@ -69,7 +69,7 @@ class Options:
     keep_checkpoints: int = 2  # the newest that are kept
     resume: bool = True  # go on from the newest checkpoint in output
     validate_every: int = 500  # steps between validations on the val split; 0: only at the end
-    validate_images: int = 18  # central axial val images
+    validate_images: int = 18  # val patients, one central slice of each
     log_every: int = 10
 
 
@@ -108,8 +108,8 @@ def parse_options(cls: type[Options], section: str, argv: list[str] | None, doc:
             values[name] = "no" if value is False else str(value)  # YAML reads a bare no as false
         elif isinstance(default, bool):
             values[name] = bool(value)
-        elif isinstance(default, float):
-            values[name] = float(value)
+        elif isinstance(default, (int, float)):
+            values[name] = type(default)(float(value))
     return cls(**values)
 
 
@@ -145,7 +145,7 @@ class PairDataset(Dataset):
 
     def __getitem__(self, item: int) -> dict:
         rng = np.random.default_rng([self.seed, item])
-        row = self.rows[rng.choice(len(self.rows), p=self.shares) if self.augmented else item]
+        row = self.rows[rng.choice(len(self.rows), p=self.shares)]
         source, target, _ = read_pair(self.folder, row)
         is_ct = row["direction"] != "mr2ct"
         thresholds = self.thresholds
@@ -322,6 +322,7 @@ class Run:
         if not found:
             return 0
         self.accelerator.load_state(str(found[-1]))
+        self.ema.to(self.accelerator.device)  # loaded to the CPU
         step = json.loads((found[-1] / "step.json").read_text())["step"]
         self.accelerator.print(f"Resuming from {found[-1]} at step {step}.")
         return step
@@ -341,7 +342,7 @@ class Run:
         device = self.accelerator.device
         return {
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "commit": commit.stdout.strip() or None,
+            "commit": commit.stdout.strip() if commit.returncode == 0 else None,
             "data_sha256": hashlib.sha256(metadata.read_bytes()).hexdigest() if metadata.exists() else None,
             "seed": self.options.seed,
             "steps": self.options.steps,
@@ -371,9 +372,8 @@ def validate_pipeline(pipeline, options: Options, directions, thresholds: Thresh
     figures, folder = {}, options.data / "val"
     for direction in directions:
         rows = list(rows_for(read_rows(folder), (direction,)))
-        central = [r for r in rows if r["plane"] == "axial" and r["contrast"] == "T1" and "mask_image_file_name" in r]
         predict = predictor(checkpoint, direction, Settings(), thresholds)
-        results = score_rows(folder, (central or rows)[: options.validate_images], predict)
+        results = score_rows(folder, central_rows(rows)[: options.validate_images], predict)
         means = next(s for s in summarise(results) if s["protocol"] == "paper")
         figures[f"{direction}_psnr"], figures[f"{direction}_ssim"] = means["psnr"], means["ssim"]
     for name, was in training.items():

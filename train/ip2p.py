@@ -63,7 +63,8 @@ class Denoising(torch.nn.Module):
 
     @torch.no_grad()
     def latents(self, images: torch.Tensor) -> torch.Tensor:
-        return self.vae.encode(images.to(self.vae.dtype)).latent_dist.mode()
+        # float: in half precision the schedule near t = 0 rounds to no noise at all.
+        return self.vae.encode(images.to(self.vae.dtype)).latent_dist.mode().float()
 
     def forward(self, batch: dict, generator: torch.Generator) -> torch.Tensor:
         o = self.options
@@ -78,8 +79,10 @@ class Denoising(torch.nn.Module):
         noise, timesteps = noise.to(device), timesteps.to(device)
         noisy = self.scheduler.add_noise(clean, noise, timesteps)
         wanted = self.scheduler.get_velocity(clean, noise, timesteps)
-        drop_prompt = ~terminal & (draw[1] < o.drop_prompt)
-        drop_image = ~terminal & (draw[2] < o.drop_image)
+        # What starts from zero latents is the fast path, which has no guidance.
+        sampled = draw[0] >= o.terminal_share / 2
+        drop_prompt = sampled & (draw[1] < o.drop_prompt)
+        drop_image = sampled & (draw[2] < o.drop_image)
         prompts = ["" if drop else prompt for prompt, drop in zip(batch["prompt"], drop_prompt, strict=True)]
         made = self.predict(noisy, timesteps, self.embed(prompts), batch, drop_image.to(device))
         return F.mse_loss(made.float(), wanted.float())

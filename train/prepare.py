@@ -145,7 +145,7 @@ def from_volumes(folder: Path, writer: Writer, args) -> int:
                 one = ct.slice(plane, index)
                 writer.pair(
                     split,
-                    f"{patient.name}_{plane}_{index:03d}",
+                    f"{folder.name}_{patient.name}_{plane}_{index:03d}",
                     one.letterbox(writer.size),
                     one.pixels,
                     mr.slice(plane, index).pixels,
@@ -236,6 +236,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--test", type=float, default=0.1)
     args = parser.parse_args(argv)
     args.fractions = {"val": args.val, "test": args.test}
+    if any(args.output.glob("*/metadata.jsonl")):
+        parser.error(f"{args.output} already holds a dataset: remove it, or choose another --output")
     writer = Writer(args.output, args.size)
     for given in args.input:
         folder = given.resolve()

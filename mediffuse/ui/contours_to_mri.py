@@ -24,7 +24,7 @@ def build(translator: Translator) -> Tab:
         extra_label="Contours",
         on_scan=lambda one, thresholds: enlarge(translator.hint(one, thresholds)),
     )
-    tab.build(_controls)
+    tab.build(lambda tab: _controls(tab, translator.checkpoints.thresholds()))
 
     def edges(scan, index, shown, mode, bone_low, bone_high, tissue_low, tissue_high, brain_low, brain_high):
         """The edges at the thresholds being dragged; the model does not run."""
@@ -46,17 +46,17 @@ def build(translator: Translator) -> Tab:
     return tab
 
 
-def _controls(tab: Tab) -> None:
+def _controls(tab: Tab, defaults: Thresholds) -> None:
+    """Threshold controls that start where the checkpoint was trained."""
     with gr.Accordion("Canny thresholds", open=True):
         mode = gr.Radio(
             [("Three windows", "windows"), ("One window (-1000 to 1000 HU), as published", "single")],
-            value="windows",
+            value=defaults.mode,
             label="Contours of",
-            info="The bundled model was trained on three windows.",
+            info=f"This model was trained on {'three windows' if defaults.mode == 'windows' else 'one window'}.",
             elem_id=f"{tab.direction}-mode",
         )
         tab.thresholds.append(mode)
-        defaults = Thresholds()
         for name, title in _WINDOWS.items():
             with gr.Row():
                 for end, value in zip(("low", "high"), getattr(defaults, name), strict=True):

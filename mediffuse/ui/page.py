@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import gradio as gr
 import spaces
 
-from mediffuse.checkpoints import Checkpoints
+from mediffuse.checkpoints import CheckpointError, Checkpoints
 from mediffuse.prompts import DIRECTIONS
 from mediffuse.translate import Translator
 from mediffuse.ui import contours_to_mri, ct_to_mri, mri_to_ct
@@ -19,7 +20,8 @@ THEME = gr.themes.Soft(primary_hue="teal", font=["system-ui", "sans-serif"], fon
 _INTRO = """# Mediffuse
 Head CT ↔ MRI with diffusion models.
 **Research use only, not for diagnosis.** Every picture made here is synthetic: it shows what a model
-finds plausible, and may invent or hide disease. Uploads stay on this server and are deleted within the hour.
+finds plausible, and may invent or hide disease. Uploads stay on this server and are deleted about an
+hour after their last use.
 """
 
 
@@ -29,7 +31,8 @@ def build() -> gr.Blocks:
     translator = Translator(Checkpoints())
     if spaces.config.Config.zero_gpu:
         for direction in DIRECTIONS:
-            translator.checkpoints.get(direction)
+            with contextlib.suppress(CheckpointError):  # its tab will say so; the others work
+                translator.checkpoints.get(direction)
     with gr.Blocks(title="Mediffuse", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
         gr.Markdown(_INTRO)
         with gr.Tabs():

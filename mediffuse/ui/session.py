@@ -75,6 +75,15 @@ def attach_truth(result: Result, path: str | None) -> Result:
         raise gr.Error(f"Ground truth: {error}", duration=None, print_exception=False) from error
 
 
+def warnings_of(result: Result, truth: str | None) -> list[str]:
+    """What is odd about a result's scan and its ground truth, in sentences."""
+    source, target = modalities(result.direction)
+    warnings = [f"Scan: {w}" for w in open_scan(result.path, source, result.shown).warnings]
+    if truth and result.truth is not None:
+        warnings += [f"Ground truth: {w}" for w in open_scan(truth, target).warnings]
+    return warnings
+
+
 _stops: dict[str, threading.Event] = {}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import secrets
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,14 +14,13 @@ import numpy as np
 
 from mediffuse.contours import Thresholds
 from mediffuse.display import CT_VIEWS, ERROR_SCALE, UNCERTAINTY_SCALE, error_map, picture, uncertainty_map
-from mediffuse.intensity import MR_OUTPUT_LIMITS, PNG_WINDOWS, decode
+from mediffuse.intensity import MR_OUTPUT_LIMITS, PNG_WINDOWS
 from mediffuse.prompts import modalities
-from mediffuse.scan import Scan, Slice
-from mediffuse.translate import MAX_SEED, Settings, Translation, Translator
+from mediffuse.scan import Scan, ScanError, Slice
+from mediffuse.translate import MAX_SEED, Settings, Translation, Translator, restore
 from mediffuse.ui import session
 from mediffuse.ui.session import Result
 
-FILE_TYPES = [".png", ".jpg", ".jpeg", ".nii", ".gz", ".dcm", ".ima"]
 WORDS = {"CT": "CT", "MR": "MRI"}
 SCORE_HEADERS = ["Protocol", "PSNR (dB)", "SSIM", "MAE"]
 MAE_UNITS = {
@@ -66,7 +66,6 @@ class Tab:
             with gr.Column(scale=2, min_width=300):
                 self.scan = gr.File(
                     label=f"{source}: PNG, NIfTI or DICOM",
-                    file_types=FILE_TYPES,
                     height=120,
                     elem_id=f"{name}-scan",
                 )
@@ -112,16 +111,20 @@ class Tab:
                     self.samples = gr.Slider(1, 8, 1, step=1, label="Samples (mean and uncertainty from 2 on)")
                     self.guidance = gr.Slider(1, 10, 1, step=0.1, label="Guidance scale (1: off)")
                     self.image_guidance = gr.Slider(
-                        1, 5, 1, step=0.1, label="Image guidance scale", visible=self.direction != "contour2mr"
+                        1,
+                        5,
+                        1,
+                        step=0.1,
+                        label="Image guidance scale (with guidance above 1)",
+                        visible=self.direction != "contour2mr",
                     )
                     with gr.Row():
                         self.seed = gr.Number(
                             0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, elem_id=f"{name}-seed"
                         )
-                        self.random = gr.Checkbox(True, label="Random seed")
+                        self.random = gr.Checkbox(False, label="Random seed")
                 self.truth = gr.File(
                     label=f"Ground truth {target} (optional)",
-                    file_types=FILE_TYPES,
                     height=120,
                     elem_id=f"{name}-truth",
                 )
@@ -190,13 +193,13 @@ class Tab:
         return f"Uncertainty 0–{UNCERTAINTY_SCALE[self.target]:.0f} {unit} (SD)"
 
     def _wire(self, go: gr.Button, halt: gr.Button, buttons: list[gr.Button], diffusion: gr.Group) -> None:
-        preview_outputs = [self.input_picture, self.index, self.shown, self.notice]
+        preview_outputs = [self.input_picture, self.notice]
         if self.extra_preview is not None:
             preview_outputs.append(self.extra_preview)
         loading = {
             "fn": self.load,
             "inputs": [self.scan, self.view, *self.thresholds],
-            "outputs": preview_outputs,
+            "outputs": [*preview_outputs, self.index, self.shown],
             "show_progress": "hidden",
             "api_visibility": "private",
         }
@@ -240,20 +243,25 @@ class Tab:
             "concurrency_limit": 1,
             "concurrency_id": "translate",
         }
-        run = go.click(self.run, **running, api_name=self.api)
-        runs = [run]
-        loaded = self.scan.upload(**loading)
+        private = {"show_progress": "hidden", "api_visibility": "private"}
+        # Unqueued, so that who waits for another visitor's run sees it.
+        go.click(lambda: _status("Waiting…", 0, 1), outputs=self.status, queue=False, **private)
+        runs = [go.click(self.run, **running, api_name=self.api)]
         moved = self.index.input(**previewing, api_name=f"{self.api}_preview")
         asked = self.shown.input(**previewing, api_visibility="private")
+        forgotten = [*running["outputs"], self.truth]
+        loads = [self.scan.upload(self._forget, outputs=forgotten, **private).then(**loading)]
+        self.scan.clear(self._forget, outputs=forgotten, **private)
         for button, example in zip(buttons, self.examples, strict=True):
             chosen = button.click(
-                lambda e=example: (str(e.scan), str(e.truth) if e.truth else None),
-                outputs=[self.scan, self.truth],
-                show_progress="hidden",
-                api_visibility="private",
-            ).success(**loading)
-            runs.append(chosen.success(self.run_if_fast, **running, api_visibility="private"))
-        runs += [e.success(self.run_if_fast, **running, api_visibility="private") for e in (loaded, moved, asked)]
+                lambda e=example: [*self._forget()[:-1], str(e.truth) if e.truth else None, str(e.scan)],
+                outputs=[*forgotten, self.scan],
+                **private,
+            )
+            loads.append(chosen.success(**loading))
+        # A slice chosen while another is translated must be translated too.
+        again = {**running, "trigger_mode": "always_last", "api_visibility": "private"}
+        runs += [event.success(self.run_if_fast, **again) for event in (*loads, moved, asked)]
         halt.click(session.stop, cancels=runs, queue=False, api_name=f"{self.api}_stop").then(
             lambda: _status("Stopped."),
             outputs=self.status,
@@ -287,9 +295,27 @@ class Tab:
 
     # What happens. `self` holds no visitor's data: one Tab serves all.
 
+    def _forget(self) -> list:
+        """Values that empty the results, for `running["outputs"]`, and the ground truth's file."""
+        hidden = [
+            gr.Image(None, visible=False),
+            gr.ImageSlider(None, visible=False),
+            gr.Image(None, visible=False),
+            gr.Image(None, visible=False),
+            gr.Gallery(None, visible=False),
+            gr.Dataframe([], visible=False),
+        ]
+        return [None, None, *hidden, None, gr.skip(), "", None, None]
+
     def load(self, scan, view, mode=None, *limits):
-        """Show a new upload: its central slice, with the controls that fit it."""
-        return self.preview(scan, -1, "auto", view, mode, *limits)
+        """Show a new scan: its central slice, with the controls that fit it."""
+        volume = session.open_scan(scan, self.source)
+        count = volume.count(volume.plane)
+        return [
+            *self.preview(scan, -1, "auto", view, mode, *limits),
+            gr.Slider(minimum=0, maximum=max(1, count - 1), value=count // 2, visible=count > 1),
+            gr.Radio(value="auto", visible=volume.shown is not None),
+        ]
 
     def preview(
         self,
@@ -308,15 +334,11 @@ class Tab:
         """Show a slice, or the same picture read in another window; the model does not run."""
         volume = session.open_scan(scan, self.source, shown)
         one = slice_of(volume, index)
-        count = volume.count(volume.plane)
-        picture_of_ct = volume.kind == "picture" and self.source == "CT"
         notes = list(volume.warnings)
-        if picture_of_ct and shown == "auto":
+        if volume.shown and shown == "auto":
             notes.append(f"Read as: {PNG_WINDOWS[volume.shown]}. Choose another window if that is wrong.")
         outputs = [
             self._picture(one, view),
-            gr.Slider(maximum=max(1, count - 1), value=one.index, visible=count > 1),
-            gr.Radio(visible=picture_of_ct, value=shown),
             gr.Markdown("\n\n".join(notes), visible=bool(notes)),
         ]
         if self.extra_preview is not None:
@@ -327,7 +349,8 @@ class Tab:
     def run_if_fast(self, request: gr.Request, *values):
         """Translate at once after a new scan or slice, where that takes a moment only."""
         if values[4] != "fast":
-            yield [gr.skip()] * (len(self.shows) + 4)
+            # The old result is not of this slice.
+            yield [gr.skip(), *self._forget()[1:-1]]
             return
         yield from self.run(request, *values)
 
@@ -369,16 +392,24 @@ class Tab:
             raise gr.Error(str(error), print_exception=False) from error
         skipped = [gr.skip()] * len(self.shows)
         yield [*skipped, gr.skip(), seed, _status("Translating…", 0, 1), gr.skip()]
-        for item in session.stream(self.number, one, self.direction, settings, thresholds, request.session_hash):
-            if isinstance(item, Translation):
-                yield from self._finish(item, scan, shown, one, truth, view)
-                return
-            step, of, preview = item
-            shows = list(skipped)
-            if preview is not None:
-                shows[1] = self._preview_picture(preview, one, view)
-            yield [*shows, gr.skip(), gr.skip(), _status(f"Step {step} of {of}", step, of), gr.skip()]
-        yield [*skipped, gr.skip(), gr.skip(), _status("Stopped."), gr.skip()]
+        made = None
+        try:
+            for item in session.stream(self.number, one, self.direction, settings, thresholds, request.session_hash):
+                if isinstance(item, Translation):
+                    made = item
+                    break
+                step, of, preview = item
+                shows = list(skipped)
+                if preview is not None:
+                    shows[1] = self._preview_picture(preview, one, view)
+                yield [*shows, gr.skip(), gr.skip(), _status(f"Step {step} of {of}", step, of), gr.skip()]
+        except gr.Error:
+            yield [*skipped, gr.skip(), gr.skip(), _status("Not translated."), gr.skip()]
+            raise
+        if made is None:
+            yield [*skipped, gr.skip(), gr.skip(), _status("Stopped."), gr.skip()]
+        else:
+            yield from self._finish(made, scan, shown, one, truth, view)
 
     def _finish(self, translation, path, shown, one, truth, view) -> Iterator[list]:
         result, refused = Result(self.direction, path, shown, one, translation), None
@@ -394,7 +425,9 @@ class Tab:
         with tempfile.TemporaryDirectory() as folder:
             files = session.write_downloads(result, Path(folder), self._limits(self.target, view))
             # Once this is taken, the files are copied; a ground truth that does not fit must not lose it.
-            yield [*self._shows(result, view), files, settings.seed, _status(f"{said}."), result]
+            warnings = session.warnings_of(result, truth)
+            said = " ".join([f"{said}.", *warnings])
+            yield [*self._shows(result, view), files, settings.seed, _status(said), result]
         if refused:
             raise refused
 
@@ -426,8 +459,7 @@ class Tab:
         return picture(pixels, self._limits(self.target, view), one.spacing, synthetic=True)
 
     def _preview_picture(self, image: np.ndarray, one: Slice, view: str) -> np.ndarray:
-        box = one.letterbox(image.shape[0])
-        return self._made(box.restore(decode(image, self.target)), one, view)
+        return self._made(restore(image, self.target, one.letterbox(image.shape[0])), one, view)
 
     def _shows(self, result: Result, view: str) -> list:
         one, made = result.one, result.translation
@@ -468,11 +500,13 @@ def thresholds_of(mode, *limits) -> Thresholds:
 
 def slice_of(scan: Scan, index: float | None) -> Slice:
     """The slice a slider asks for; the central one for -1, which an untouched slider says."""
-    index = -1 if index is None else int(index)
-    inside = 0 <= index < scan.count(scan.plane)
-    return scan.slice(scan.plane, index if inside else None)
+    try:
+        return scan.slice(scan.plane, None if index in (None, -1) else int(index))
+    except ScanError as error:
+        raise gr.Error(str(error), print_exception=False) from error
 
 
 def _status(text: str, step: int | None = None, steps: int | None = None) -> str:
+    text = html.escape(text)
     bar = f'<progress value="{step}" max="{steps}"></progress> ' if steps else ""
     return f'<div class="status" role="status">{bar}{text}</div>'
