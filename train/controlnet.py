@@ -31,7 +31,9 @@ class ControlnetOptions(Options):
     train_text_encoder: bool = False
     conditioning_channels: list = field(default_factory=lambda: [16, 32, 64, 96])  # of the hint's encoder
     contours: str = "windows"  # windows, or single for plain Canny
-    terminal_share: float = 0.5
+    zero_share: float = 0.25
+    terminal_share: float = 0.25
+    pixel_weight: float = 0.0
     drop_prompt: float = 0.05
     drop_image: float = 0.1  # share of samples without a hint
 

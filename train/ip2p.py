@@ -4,8 +4,12 @@
     accelerate launch train/ip2p.py --config train/configs/sd15.yaml     # fine-tunes Stable Diffusion 1.5
 
 v-prediction with zero terminal SNR (Lin et al., arXiv 2305.08891). A share of the samples is
-trained at the last timestep, half of them from zero latents: there the target is the pair's other
-image alone, so one step is a prediction (Garcia et al., arXiv 2409.11355) and more steps sample.
+trained at the last timestep from zero latents: there the target is the pair's other image alone, so
+one step is a prediction (Garcia et al., arXiv 2409.11355) and more steps sample. `pixel_weight`
+compares those predictions in pixels, through the frozen decoder; `--base` goes on from a trained one:
+
+    accelerate launch train/ip2p.py --config train/configs/mini_pixels.yaml
+
 Writes a StableDiffusionInstructPix2PixPipeline that the app and `from_pretrained` load.
 """
 
@@ -25,13 +29,15 @@ from train.common import Options, PairDataset, Run, enter, parse_options, schedu
 
 @dataclass
 class Ip2pOptions(Options):
-    base: str = ""  # a Stable Diffusion folder or hub id to fine-tune; empty: from scratch
+    base: str = ""  # Stable Diffusion, or a pipeline of this script, to go on from; empty: from scratch
     vae_dir: Path | None = None  # the autoencoder, where there is no base
     unet: dict = field(default_factory=dict)  # UNet2DConditionModel's config, from scratch
     text_encoder: dict = field(default_factory=dict)  # CLIPTextConfig, from scratch
     train_text_encoder: bool = True
     directions: list = field(default_factory=lambda: ["ct2mr", "mr2ct"])
-    terminal_share: float = 0.5  # share of samples at the last timestep
+    zero_share: float = 0.25  # share of samples at the last timestep from zero latents
+    terminal_share: float = 0.25  # share of samples at the last timestep from noise
+    pixel_weight: float = 0.0  # of L1 + 2 L2 in pixels, on the samples from zero latents
     drop_prompt: float = 0.05  # share of samples without a prompt, for guidance
     drop_image: float = 0.05  # share of samples without the input image, for guidance
 
@@ -72,20 +78,26 @@ class Denoising(torch.nn.Module):
         device, count = clean.device, len(clean)
         draw = torch.rand(4, count, generator=generator)
         last = self.scheduler.config.num_train_timesteps - 1
-        terminal = draw[0] < o.terminal_share
+        zero = draw[0] < o.zero_share
+        terminal = draw[0] < o.zero_share + o.terminal_share
         timesteps = torch.where(terminal, last, torch.randint(0, last + 1, (count,), generator=generator))
         noise = torch.randn(clean.shape, generator=generator)
-        noise[draw[0] < o.terminal_share / 2] = 0
+        noise[zero] = 0
         noise, timesteps = noise.to(device), timesteps.to(device)
         noisy = self.scheduler.add_noise(clean, noise, timesteps)
         wanted = self.scheduler.get_velocity(clean, noise, timesteps)
         # What starts from zero latents is the fast path, which has no guidance.
-        sampled = draw[0] >= o.terminal_share / 2
-        drop_prompt = sampled & (draw[1] < o.drop_prompt)
-        drop_image = sampled & (draw[2] < o.drop_image)
+        drop_prompt = ~zero & (draw[1] < o.drop_prompt)
+        drop_image = ~zero & (draw[2] < o.drop_image)
         prompts = ["" if drop else prompt for prompt, drop in zip(batch["prompt"], drop_prompt, strict=True)]
         made = self.predict(noisy, timesteps, self.embed(prompts), batch, drop_image.to(device))
-        return F.mse_loss(made.float(), wanted.float())
+        loss = F.mse_loss(made.float(), wanted.float())
+        if o.pixel_weight and zero.any():
+            # At zero SNR the prediction of the clean latents is -v.
+            decoded = self.vae.decode(-made[zero] / self.vae.config.scaling_factor).sample.float()
+            target = batch["target"][zero].float()
+            loss = loss + o.pixel_weight * (F.l1_loss(decoded, target) + 2 * F.mse_loss(decoded, target))
+        return loss
 
     def predict(self, noisy, timesteps, text, batch, drop) -> torch.Tensor:
         raise AssertionError("a subclass predicts")
@@ -100,9 +112,9 @@ class Ip2p(Denoising):
 def build(options: Ip2pOptions):
     """The pipeline to train: Stable Diffusion with a wider conv_in, or a fresh small one."""
     if options.base:
-        from diffusers import StableDiffusionPipeline
+        from diffusers import DiffusionPipeline
 
-        base = StableDiffusionPipeline.from_pretrained(options.base, safety_checker=None)
+        base = DiffusionPipeline.from_pretrained(options.base, safety_checker=None, dtype=torch.float32)
         models.widen_conv_in(base.unet, 2 * base.vae.config.latent_channels)
         return models.ip2p_pipeline(base.vae, base.text_encoder, base.tokenizer, base.unet)
     vae = models.load_autoencoder(options.vae_dir)
