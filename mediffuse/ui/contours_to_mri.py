@@ -11,7 +11,7 @@ from mediffuse.ui import session
 from mediffuse.ui.examples import CT_EXAMPLES
 from mediffuse.ui.tab import Tab, slice_of, thresholds_of
 
-_WINDOWS = {"bone": "Bone (red)", "tissue": "Soft (green)", "brain": "Brain (blue)"}
+_WINDOWS = {"bone": "Bone", "tissue": "Soft", "brain": "Brain"}
 
 
 def build(translator: Translator) -> Tab:
@@ -48,7 +48,7 @@ def build(translator: Translator) -> Tab:
 
 def _controls(tab: Tab, defaults: Thresholds) -> None:
     """Threshold controls that start where the checkpoint was trained."""
-    with gr.Accordion("Canny thresholds", open=True):
+    with gr.Accordion("Canny thresholds: bone red, soft tissue green, brain blue", open=True):
         mode = gr.Radio(
             [("Three windows", "windows"), ("One window (-1000 to 1000 HU), as published", "single")],
             value=defaults.mode,
@@ -65,7 +65,7 @@ def _controls(tab: Tab, defaults: Thresholds) -> None:
                         500,
                         value,
                         step=5,
-                        label=f"{title}, {end}",
+                        label=f"{title} {end}",
                         min_width=130,
                         elem_id=f"{tab.direction}-{name}-{end}",
                     )

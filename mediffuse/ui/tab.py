@@ -79,7 +79,7 @@ class Tab:
                     4096,
                     -1,
                     step=1,
-                    label="Slice from below (-1: the central one)",
+                    label="Slice, from below",
                     visible=False,
                     elem_id=f"{name}-index",
                 )
@@ -124,7 +124,7 @@ class Tab:
                         )
                         self.random = gr.Checkbox(False, label="Random seed")
                 self.truth = gr.File(
-                    label=f"Ground truth {target} (optional)",
+                    label=f"Ground truth: real {target} (optional)",
                     height=120,
                     elem_id=f"{name}-truth",
                 )
@@ -138,7 +138,7 @@ class Tab:
                     if self.extra_label:
                         self.extra_preview = self._image(self.extra_label, "extra")
                     self.made_picture = self._image(f"Synthetic {target}", "made")
-                    self.truth_picture = self._image(f"Ground truth {target}", "truth-picture", visible=False)
+                    self.truth_picture = self._image(f"Real {target}", "truth-picture", visible=False)
                 self.scores = gr.Dataframe(
                     headers=SCORE_HEADERS,
                     label="Synthetic against ground truth",
