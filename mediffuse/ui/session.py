@@ -173,7 +173,7 @@ def write_downloads(result: Result, folder: Path, limits: tuple[float, float]) -
     """
     translation, one = result.translation, result.one
     scan = open_scan(result.path, one.modality, result.shown)
-    stem = Path(scan.name).name.split(".")[0]
+    stem = Path(scan.name.removesuffix(".gz")).stem
     name = f"{stem}_{one.plane}{one.index:03d}_synthetic_{translation.modality}"
     info = PngInfo()
     info.add_text("Description", SYNTHETIC_NOTE)

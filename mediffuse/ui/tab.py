@@ -249,16 +249,18 @@ class Tab:
         runs = [go.click(self.run, **running, api_name=self.api)]
         moved = self.index.input(**previewing, api_name=f"{self.api}_preview")
         asked = self.shown.input(**previewing, api_visibility="private")
-        forgotten = [*running["outputs"], self.truth]
-        loads = [self.scan.upload(self._forget, outputs=forgotten, **private).then(**loading)]
-        self.scan.clear(self._forget, outputs=forgotten, **private)
+        forgotten = running["outputs"]
+        # Only a scan that can be read replaces the last result, and its ground truth.
+        loaded = self.scan.upload(**loading)
+        loads = [loaded.success(lambda: [*self._forget(), None], outputs=[*forgotten, self.truth], **private)]
+        self.scan.clear(lambda: [None, *self._forget()[1:], None], outputs=[*forgotten, self.truth], **private)
         for button, example in zip(buttons, self.examples, strict=True):
             chosen = button.click(
-                lambda e=example: [*self._forget()[:-1], str(e.truth) if e.truth else None, str(e.scan)],
-                outputs=[*forgotten, self.scan],
+                lambda e=example: [str(e.scan), str(e.truth) if e.truth else None],
+                outputs=[self.scan, self.truth],
                 **private,
             )
-            loads.append(chosen.success(**loading))
+            loads.append(chosen.success(**loading).success(self._forget, outputs=forgotten, **private))
         # A slice chosen while another is translated must be translated too.
         again = {**running, "trigger_mode": "always_last", "api_visibility": "private"}
         runs += [event.success(self.run_if_fast, **again) for event in (*loads, moved, asked)]
@@ -296,7 +298,7 @@ class Tab:
     # What happens. `self` holds no visitor's data: one Tab serves all.
 
     def _forget(self) -> list:
-        """Values that empty the results, for `running["outputs"]`, and the ground truth's file."""
+        """Values that empty the results but the input picture, for `running["outputs"]`."""
         hidden = [
             gr.Image(None, visible=False),
             gr.ImageSlider(None, visible=False),
@@ -305,7 +307,7 @@ class Tab:
             gr.Gallery(None, visible=False),
             gr.Dataframe([], visible=False),
         ]
-        return [None, None, *hidden, None, gr.skip(), "", None, None]
+        return [gr.skip(), None, *hidden, None, gr.skip(), "", None]
 
     def load(self, scan, view, mode=None, *limits):
         """Show a new scan: its central slice, with the controls that fit it."""
@@ -350,7 +352,7 @@ class Tab:
         """Translate at once after a new scan or slice, where that takes a moment only."""
         if values[4] != "fast":
             # The old result is not of this slice.
-            yield [gr.skip(), *self._forget()[1:-1]]
+            yield self._forget()
             return
         yield from self.run(request, *values)
 
@@ -391,7 +393,9 @@ class Tab:
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
         skipped = [gr.skip()] * len(self.shows)
-        yield [*skipped, gr.skip(), seed, _status("Translating…", 0, 1), gr.skip()]
+        # Steps must not be shown beside the last result's scores; one step is over too soon to flicker.
+        first = self._forget() if speed == "diffusion" else [*skipped, *[gr.skip()] * 4]
+        yield [*first[:-3], seed, _status("Translating…", 0, 1), gr.skip()]
         made = None
         try:
             for item in session.stream(self.number, one, self.direction, settings, thresholds, request.session_hash):

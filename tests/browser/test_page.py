@@ -88,6 +88,8 @@ def test_diffusion_streams_and_stops(page: Page):
     page.locator("#ct2mr-steps input[type=number]").fill("100")
     page.click("#ct2mr-go")
     expect(page.locator("#ct2mr-status")).to_contain_text("Step", timeout=TIMEOUT)
+    expect(page.locator("#ct2mr-scores")).to_be_hidden()  # those of the last result
+    page.wait_for_selector("#ct2mr-made img", timeout=TIMEOUT)  # a step is shown
     page.click("#ct2mr-stop")
     expect(page.locator("#ct2mr-status")).to_contain_text("Stopped", timeout=TIMEOUT)
     made = source(page, "#ct2mr-made img")
@@ -114,3 +116,18 @@ def test_phone_width_shows_every_tab(page: Page):
         open_tab(page, title)
         expect(page.locator(f"#{name}-go")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_a_new_scan_inherits_nothing(page: Page):
+    first_example(page, "ct2mr")
+    made = source(page, "#ct2mr-made img")
+    page.locator("#ct2mr-scan button").first.click()  # remove it
+    expect(page.locator("#ct2mr-scores")).to_be_hidden(timeout=TIMEOUT)
+    page.click("#ct2mr-example-0")
+    expect(page.locator("#ct2mr-scores")).to_contain_text("synthrad", timeout=TIMEOUT)
+    # The other example has no ground truth: nothing of the first may stay.
+    page.click("#ct2mr-example-1")
+    expect(page.locator("#ct2mr-files")).to_contain_text("head_ct_brain", timeout=TIMEOUT)
+    expect(page.locator("#ct2mr-scores")).to_be_hidden()
+    expect(page.locator("#ct2mr-shown")).to_be_visible()
+    assert source(page, "#ct2mr-made img") != made
