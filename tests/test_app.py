@@ -148,7 +148,7 @@ BAD = {
 def test_bad_files_are_explained_and_the_app_lives(client, ct_path, tmp_path, name):
     content, said = BAD[name]
     (tmp_path / name).write_bytes(content)
-    with pytest.raises((AppError, ValueError), match=rf"(?i){said}|file type|Invalid file"):
+    with pytest.raises(AppError, match=said):
         call(client, "/ct_to_mri", tmp_path / name)
     assert "Done" in call(client, "/ct_to_mri", ct_path)["status"]
 
@@ -188,7 +188,7 @@ def test_one_broken_checkpoint_leaves_the_other_tabs(folder, tmp_path, ct_path):
             demo.close()
 
 
-def test_nothing_is_left_of_a_run(client, ct_path, tmp_path, monkeypatch):
+def test_nothing_is_left_of_a_run(client, ct_path):
     import tempfile
     from pathlib import Path
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -104,6 +105,13 @@ def test_autoencoder_latents_are_standardised(work):
         latents = vae.encode(torch.stack(images)).latent_dist.mode()
     assert latents.mean((0, 2, 3)).abs().max() < 0.05
     assert latents.std().item() == pytest.approx(1, abs=0.1)
+
+
+def test_the_ceiling_of_a_finished_autoencoder_is_printed(work):
+    said = train("autoencoder.py", "--data", work / "data", "--judge-dir", work / "ae" / "vae")
+    logged = (work / "ae" / "validation.csv").read_text().splitlines()[-1].split(",")
+    printed = float(re.search(r"'mr_psnr': ([\d.]+)", said).group(1))
+    assert printed == pytest.approx(float(logged[1]), abs=0.5)
 
 
 def test_ip2p_logs_checkpoints_and_provenance(work):

@@ -1,6 +1,7 @@
 """Train the autoencoder (AutoencoderKL) of the mini checkpoints on CT and MR model images.
 
     accelerate launch train/autoencoder.py --config train/configs/mini.yaml
+    python train/autoencoder.py --data data/mini --judge-dir assets/checkpoints/ip2p/vae    # its ceiling only
 
 It learns on crops, since it is convolutional, and is judged on whole images: its encode-decode
 PSNR is the ceiling of every translation through it. What it saves has latents of zero mean per
@@ -33,6 +34,7 @@ class AutoencoderOptions(Options):
     crop: int = 128  # side of the training crops in pixels
     kl_weight: float = 1e-6
     unpaired_share: float = 0.2  # share of samples from unpaired/
+    judge_dir: Path | None = None  # print the ceiling of this autoencoder and train nothing
 
 
 class ImageDataset(Dataset):
@@ -119,21 +121,26 @@ def ceiling(vae, paths: list[Path], modality: str) -> float:
     return float(np.mean(values))
 
 
+def ceilings(vae, options: AutoencoderOptions) -> dict[str, float]:
+    """`ceiling` on the val split, a central slice a patient, for MR and CT."""
+    folder = options.data / "val"
+    rows = [r for r in read_rows(folder) if r["direction"] == "ct2mr"]
+    rows = central_rows(rows)[: options.validate_images]
+    return {
+        "mr_psnr": ceiling(vae, [folder / r["edited_image_file_name"] for r in rows], "MR"),
+        "ct_psnr": ceiling(vae, [folder / r["input_image_file_name"] for r in rows], "CT"),
+    }
+
+
 def main(argv: list[str] | None = None) -> None:
     options = parse_options(AutoencoderOptions, "autoencoder", argv, __doc__)
+    if options.judge_dir:
+        print(ceilings(models.load_autoencoder(options.judge_dir), options))
+        return
     dataset = ImageDataset(options)
     torch.manual_seed(options.seed)
     vae = models.autoencoder(options.autoencoder)
     run = Run(options, Objective(vae, options))
-    rows = [r for r in read_rows(options.data / "val") if r["direction"] == "ct2mr"]
-    rows = central_rows(rows)[: options.validate_images]
-
-    def validate() -> dict:
-        folder = options.data / "val"
-        return {
-            "mr_psnr": ceiling(vae, [folder / r["edited_image_file_name"] for r in rows], "MR"),
-            "ct_psnr": ceiling(vae, [folder / r["input_image_file_name"] for r in rows], "CT"),
-        }
 
     def save(output: Path) -> None:
         folder = options.data / "train"
@@ -147,7 +154,7 @@ def main(argv: list[str] | None = None) -> None:
         fold_moments(vae, *latent_moments(vae, images))
         vae.save_pretrained(output / "vae")
 
-    run.fit(dataset, validate, save)
+    run.fit(dataset, lambda: ceilings(vae, options), save)
 
 
 if __name__ == "__main__":
