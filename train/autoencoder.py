@@ -1,10 +1,12 @@
 """Train the autoencoder (AutoencoderKL) of the mini checkpoints on CT and MR model images.
 
     accelerate launch train/autoencoder.py --config train/configs/mini.yaml
+    accelerate launch train/autoencoder.py --config train/configs/mini_whole.yaml    # then on whole images
     python train/autoencoder.py --data data/mini --judge-dir assets/checkpoints/ip2p/vae    # its ceiling only
 
-It learns on crops, since it is convolutional, and is judged on whole images: its encode-decode
-PSNR is the ceiling of every translation through it. What it saves has latents of zero mean per
+It learns on crops, since it is convolutional, and is judged on whole images (where group norm sees
+other statistics, hence the second stage): its encode-decode PSNR is the ceiling of every
+translation through it. What it saves has latents of zero mean per
 channel and unit variance overall (folded into the 1x1 convolutions around them), so
 scaling_factor is 1.
 """
@@ -17,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -31,7 +32,9 @@ from train.common import Options, Run, enter, parse_options, to_tensor
 @dataclass
 class AutoencoderOptions(Options):
     autoencoder: dict = field(default_factory=dict)  # AutoencoderKL's config
+    base_dir: Path | None = None  # an autoencoder to go on from, instead of a fresh one
     crop: int = 128  # side of the training crops in pixels
+    window_weights: list = field(default_factory=lambda: [1.0, 1.0, 1.0])  # loss of the full, tissue and brain window
     kl_weight: float = 1e-6
     unpaired_share: float = 0.2  # share of samples from unpaired/
     judge_dir: Path | None = None  # print the ceiling of this autoencoder and train nothing
@@ -78,12 +81,15 @@ class Objective(torch.nn.Module):
     def __init__(self, vae, options: AutoencoderOptions) -> None:
         super().__init__()
         self.vae, self.options = vae, options
+        weights = torch.tensor(options.window_weights, dtype=torch.float32)
+        self.register_buffer("weights", (weights / weights.mean())[:, None, None], persistent=False)
 
     def forward(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         posterior = self.vae.encode(images).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(images.device)
         made = self.vae.decode(posterior.mean + posterior.std * noise).sample.float()
-        error = F.l1_loss(made, images) + 2 * F.mse_loss(made, images)
+        difference = made - images
+        error = (self.weights * (difference.abs() + 2 * difference.square())).mean()
         return error + self.options.kl_weight * posterior.kl().sum() / images.numel()
 
 
@@ -139,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     dataset = ImageDataset(options)
     torch.manual_seed(options.seed)
-    vae = models.autoencoder(options.autoencoder)
+    vae = models.load_autoencoder(options.base_dir) if options.base_dir else models.autoencoder(options.autoencoder)
     run = Run(options, Objective(vae, options))
 
     def save(output: Path) -> None:
