@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "checkpoints"
 VARIABLE = "MEDIFFUSE_CHECKPOINTS"
 DETAILS = "mediffuse.json"
-"""File beside model_index.json with what a stock pipeline does not store: contour thresholds."""
+"""File beside model_index.json with what a stock pipeline does not store: contour thresholds, the
+directions it was trained for, and how it was trained."""
+LOSSES = "training.csv"
+"""File beside it with the training loss: stage, step, loss."""
 
 _FAMILY = {"ct2mr": "ip2p", "mr2ct": "ip2p", "contour2mr": "controlnet"}
 _PIPELINES = {
@@ -68,19 +71,24 @@ def locate(direction: str, given: str | None = None) -> str:
     for entry in anonymous:
         folder = Path(entry)
         for inner in names:
-            if (folder / inner / "model_index.json").is_file():
+            if (folder / inner / "model_index.json").is_file() and _trained_for(folder / inner, direction):
                 return str(folder / inner)
         if (folder / "model_index.json").is_file():
-            if _class_name(folder) == _PIPELINES[_FAMILY[direction]]:
+            if _class_name(folder) == _PIPELINES[_FAMILY[direction]] and _trained_for(folder, direction):
                 return entry
         elif (
             not folder.is_dir() and entry.count("/") == 1 and (len(anonymous) == 1 or _hub_class_fits(entry, direction))
         ):
             return entry
     raise CheckpointError(
-        f"There is no checkpoint for this tab ({direction}) in {given}. It should hold a folder "
-        f"'{_FAMILY[direction]}' that train/{_FAMILY[direction]}.py wrote, with a model_index.json."
+        f"There is no checkpoint for this direction ({direction}) in {given}. It should hold a folder "
+        f"'{_FAMILY[direction]}' that train/{_FAMILY[direction]}.py wrote for it, with a model_index.json."
     )
+
+
+def _trained_for(folder: Path, direction: str) -> bool:
+    """Whether a checkpoint folder says that it was trained for a direction, or says nothing of it."""
+    return direction in (details(str(folder)).get("directions") or DIRECTIONS)
 
 
 def _class_name(folder: Path) -> str | None:
@@ -141,18 +149,32 @@ def describe(pipeline: DiffusionPipeline, source: str = "memory") -> Checkpoint:
 
 def _thresholds(source: str) -> Thresholds:
     """The contour thresholds that a checkpoint was trained with: those of its mediffuse.json."""
-    path = Path(source) / DETAILS
-    if not path.is_file():
-        if Path(source).is_dir() or source.count("/") != 1:
-            return Thresholds()
-        from huggingface_hub import hf_hub_download
-
-        try:
-            path = Path(hf_hub_download(source, DETAILS))
-        except (OSError, ValueError):
-            return Thresholds()
-    values = json.loads(path.read_text()).get("contours", {})
+    values = details(source).get("contours", {})
     return Thresholds(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def details(source: str) -> dict:
+    """What a checkpoint's mediffuse.json says; empty where there is none, or it cannot be read."""
+    path = find_file(source, DETAILS)
+    try:
+        return json.loads(path.read_text()) if path else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def find_file(source: str, name: str) -> Path | None:
+    """A file of a checkpoint (folder or hub id), or None."""
+    path = Path(source) / name
+    if path.is_file():
+        return path
+    if Path(source).is_dir() or source.count("/") != 1:
+        return None
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(source, name))
+    except (OSError, ValueError):
+        return None
 
 
 class Checkpoints:

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from mediffuse.intensity import AIR_HU, Letterbox, decode_ct, decode_mr, to_uint8, window
+from mediffuse.prepare import around, split_of
 from mediffuse.scan import read_scan
-from train.prepare import around, split_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = 64

@@ -26,7 +26,7 @@ from mediffuse.dataset import central_rows, read_image, read_rows
 from mediffuse.intensity import MR_OUTPUT_LIMITS, decode
 from mediffuse.metrics import paper, to_grey
 from train import augment, models
-from train.common import Options, Run, enter, parse_options, to_tensor
+from train.common import Options, Run, enter, parse_options, to_tensor, weighted_windows
 
 
 @dataclass
@@ -81,8 +81,7 @@ class Objective(torch.nn.Module):
     def __init__(self, vae, options: AutoencoderOptions) -> None:
         super().__init__()
         self.vae, self.options = vae, options
-        weights = torch.tensor(options.window_weights, dtype=torch.float32)
-        self.register_buffer("weights", (weights / weights.mean())[:, None, None], persistent=False)
+        self.register_buffer("weights", weighted_windows(options.window_weights), persistent=False)
 
     def forward(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         posterior = self.vae.encode(images).latent_dist

@@ -23,13 +23,15 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers import DDIMScheduler
 from diffusers.training_utils import EMAModel
+from mediffuse.evaluate.summary import summarise
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from mediffuse import checkpoints
+from mediffuse import checkpoints, memory
 from mediffuse.contours import Thresholds, contour_hint
 from mediffuse.dataset import DatasetError, central_rows, read_pair, read_rows, rows_for
-from mediffuse.evaluate import predictor, score_rows, summarise
+from mediffuse.evaluate.models import predictor
+from mediffuse.evaluate.score import Predict, score_rows
 from mediffuse.intensity import decode_ct
 from mediffuse.translate import Settings
 from train import augment
@@ -212,6 +214,8 @@ class Run:
         self.ema = EMAModel(parameters, decay=options.ema_decay, min_decay=0.0)
         self.ema.to(self.accelerator.device)
         self.accelerator.register_for_checkpointing(self.ema)
+        self.elapsed = 0.0  # seconds of training, of resumed runs too
+        self.peak_memory = 0.0  # MiB
 
     def fit(
         self,
@@ -231,7 +235,7 @@ class Run:
             DataLoader(remaining, o.batch_size, num_workers=o.workers, drop_last=True, persistent_workers=o.workers > 0)
         )
         bar = tqdm(total=o.steps, initial=step, disable=not accelerator.is_main_process, desc=str(o.output))
-        started, losses = time.perf_counter(), []
+        started, losses = time.perf_counter() - self.elapsed, []
         for batch in loader:
             if step >= o.steps:
                 break
@@ -260,8 +264,9 @@ class Run:
                 )
             bar.update()
             bar.set_postfix(loss=f"{mean:.4f}")
+            self.elapsed = time.perf_counter() - started
             if step % o.log_every == 0 or step == o.steps:
-                self._log("log.csv", step, loss=mean, rate=self.rate(step), seconds=time.perf_counter() - started)
+                self._log("log.csv", step, loss=mean, rate=self.rate(step), seconds=self.elapsed)
             if step < o.steps and o.validate_every and step % o.validate_every == 0:
                 self._validate(validate, step)
             if step % o.checkpoint_every == 0 or step == o.steps:
@@ -313,7 +318,9 @@ class Run:
         self.accelerator.save_state(str(folder))
         if self.accelerator.is_main_process:
             # Written last: a checkpoint without it was cut short and is not resumed from.
-            (folder / "step.json").write_text(json.dumps({"step": step}))
+            self.peak_memory = max(self.peak_memory, memory.peak_mib())
+            state = {"step": step, "seconds": self.elapsed, "peak_memory_mib": self.peak_memory}
+            (folder / "step.json").write_text(json.dumps(state))
             for old in self._checkpoints()[: -self.options.keep_checkpoints]:
                 shutil.rmtree(old)
 
@@ -323,7 +330,9 @@ class Run:
             return 0
         self.accelerator.load_state(str(found[-1]))
         self.ema.to(self.accelerator.device)  # loaded to the CPU
-        step = json.loads((found[-1] / "step.json").read_text())["step"]
+        state = json.loads((found[-1] / "step.json").read_text())
+        step = state["step"]
+        self.elapsed, self.peak_memory = state.get("seconds", 0.0), state.get("peak_memory_mib", 0.0)
         self.accelerator.print(f"Resuming from {found[-1]} at step {step}.")
         return step
 
@@ -348,6 +357,8 @@ class Run:
             "steps": self.options.steps,
             "batch_size": self.options.batch_size * self.options.gradient_accumulation * self.accelerator.num_processes,
             "parameters": sum(p.numel() for p in self.parameters),
+            "seconds": round(self.elapsed),
+            "peak_memory_mib": round(self.peak_memory),
             "hardware": torch.cuda.get_device_name(device)
             if device.type == "cuda"
             else f"{torch.get_num_threads()} CPU cores",
@@ -360,31 +371,53 @@ def _plain(value):
 
 
 @torch.no_grad()
-def validate_pipeline(pipeline, options: Options, directions, thresholds: Thresholds | None = None) -> dict:
-    """PSNR and SSIM by protocol "paper" on central axial T1 pairs of the val split, in one step.
+def validate(predict_for: Callable[[str], Predict], options: Options, directions) -> dict:
+    """PSNR and SSIM by protocol "paper" on central axial T1 pairs of the val split."""
+    figures, folder = {}, options.data / "val"
+    for direction in directions:
+        rows = list(rows_for(read_rows(folder), (direction,)))
+        results = score_rows(folder, central_rows(rows)[: options.validate_images], predict_for(direction))
+        means = next(s for s in summarise(results) if s["protocol"] == "paper")
+        figures[f"{direction}_psnr"], figures[f"{direction}_ssim"] = means["psnr"], means["ssim"]
+    return figures
 
-    Runs the very function that the app runs.
-    """
+
+def validate_pipeline(pipeline, options: Options, directions, thresholds: Thresholds | None = None) -> dict:
+    """`validate` of a pipeline in one step, by the very function that the app runs."""
     checkpoint = checkpoints.describe(pipeline)
     training = {name: part.training for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
     for name in training:
         getattr(pipeline, name).eval()
-    figures, folder = {}, options.data / "val"
-    for direction in directions:
-        rows = list(rows_for(read_rows(folder), (direction,)))
-        predict = predictor(checkpoint, direction, Settings(), thresholds)
-        results = score_rows(folder, central_rows(rows)[: options.validate_images], predict)
-        means = next(s for s in summarise(results) if s["protocol"] == "paper")
-        figures[f"{direction}_psnr"], figures[f"{direction}_ssim"] = means["psnr"], means["ssim"]
+    figures = validate(lambda d: predictor(checkpoint, d, Settings(), thresholds), options, directions)
     for name, was in training.items():
         getattr(pipeline, name).train(was)
     return figures
 
 
-def write_details(folder: Path, run: Run, **details) -> None:
-    """Write mediffuse.json beside a pipeline: how it was trained, and `details`."""
-    text = json.dumps({**details, "training": run.provenance()}, indent=2)
+def write_details(folder: Path, run: Run, base: str | Path | None = None, **details) -> None:
+    """Write mediffuse.json and training.csv beside a model: how it was trained, and `details`.
+
+    `base` is the checkpoint that it went on from; what that says of its own training is kept.
+    """
+    before = checkpoints.details(str(base)) if base else {}
+    earlier = [*before.get("earlier", ()), *([before["training"]] if "training" in before else [])]
+    training = {"stage": run.options.output.as_posix().removeprefix("runs/"), **run.provenance()}
+    text = json.dumps({**details, "training": training, "earlier": earlier}, indent=2)
     (folder / checkpoints.DETAILS).write_text(text + "\n")
+    with (folder / checkpoints.LOSSES).open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["stage", "step", "loss"])
+        old = checkpoints.find_file(str(base), checkpoints.LOSSES) if base else None
+        if old:
+            writer.writerows(list(csv.reader(old.open()))[1:])
+        for row in csv.DictReader((run.options.output / "log.csv").open()):
+            writer.writerow([training["stage"], row["step"], row["loss"]])
+
+
+def weighted_windows(weights: list) -> torch.Tensor:
+    """Loss weights of the colour channels, i.e. of the HU windows, as (3, 1, 1) of mean 1."""
+    values = torch.tensor(weights, dtype=torch.float32)
+    return (values / values.mean())[:, None, None]
 
 
 def enter(main: Callable[[], None]) -> None:

@@ -82,7 +82,9 @@ def main(argv: list[str] | None = None) -> None:
 
     def save(output: Path) -> None:
         models.save_half(pipeline, output / "controlnet")
-        write_details(output / "controlnet", run, contours=thresholds.as_dict())
+        write_details(
+            output / "controlnet", run, options.base, directions=["contour2mr"], contours=thresholds.as_dict()
+        )
 
     run.fit(dataset, lambda: validate_pipeline(pipeline, options, ["contour2mr"], thresholds), save)
 

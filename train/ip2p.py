@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def save(output: Path) -> None:
         models.save_half(pipeline, output / "ip2p")
-        write_details(output / "ip2p", run)
+        write_details(output / "ip2p", run, options.base, directions=options.directions)
 
     run.fit(dataset, lambda: validate_pipeline(pipeline, options, options.directions), save)
 

@@ -1,0 +1,1 @@
+"""Measure checkpoints on paired data: `python -m mediffuse.evaluate --help`."""

@@ -1,0 +1,87 @@
+"""Measure checkpoints on paired data: tables, figures and a report.
+
+    python -m mediffuse.evaluate --data data/mini --split val --output runs/results
+    python -m mediffuse.evaluate --data data/mini --split val --speed fast --speed diffusion --samples 8 --sweep 6 \\
+        --checkpoint assets/checkpoints --checkpoint runs/mini/baseline/direct --wild other/pairs --output runs/report
+    accelerate launch -m mediffuse.evaluate ...     # on several GPUs
+
+Without --checkpoint, the bundled ones. --data is what train/prepare.py wrote, or a folder of any layout
+that it reads. Writes into --output:
+  results.json   rows (a mean over patients per model, direction, speed, split and protocol), tests,
+                 sweeps, uncertainty, pairs that look misregistered
+  images.csv     the scores of every image
+  results.md     the tables; card_<checkpoint>.md with the model-index metadata that the hub reads
+  report.html    tables and figures in one file, which opens from disk; figures/ as PNG and SVG
+  measured-*.jsonl, pictures/   what was measured so far: the same command goes on from there
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from mediffuse.checkpoints import CheckpointError
+from mediffuse.dataset import DatasetError
+from mediffuse.prepare import LayoutError
+from mediffuse.prompts import CONTRASTS, DIRECTIONS
+from mediffuse.scan import PLANES
+from mediffuse.translate import SPEEDS
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m mediffuse.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = made.add_argument
+    add("--checkpoint", action="append", help="folder, hub id or list (see mediffuse.checkpoints), or a direct U-Net")
+    add("--zero-shot", action="append", help="a base pipeline that was not tuned for this; sampled only")
+    add("--data", type=Path, help="what train/prepare.py wrote, or a folder that it reads")
+    add("--split", action="append", help="default: val. Several times for several, e.g. train and val")
+    add("--wild", action="append", type=Path, default=[], help="a folder of pairs from elsewhere, reported apart")
+    add("--direction", action="append", choices=DIRECTIONS, help="default: all that a checkpoint serves")
+    add("--speed", action="append", choices=SPEEDS, help="default: fast")
+    add("--plane", default="axial", choices=PLANES)
+    add("--contrast", default="T1", choices=CONTRASTS, help="of --data; --wild takes either")
+    add("--source", help="only pairs of this input folder of train/prepare.py")
+    add("--around", type=int, default=0, help="of volumes that are not prepared yet, slices around the central one")
+    add("--limit", type=int, help="images per direction, split and folder")
+    add("--steps", type=int, default=20)
+    add("--guidance", type=float, default=1.0, help="classifier-free guidance scale; 1: off")
+    add("--image-guidance", type=float, default=1.0)
+    add("--seed", type=int, default=0)
+    add("--samples", type=int, default=1, help="of diffusion; from 2 on their mean and its uncertainty too")
+    add("--sweep", type=int, default=0, metavar="N", help="also other steps and guidance scales, on N images")
+    add("--sweep-steps", type=int, nargs="+", default=[2, 5, 10, 20, 50])
+    add("--sweep-guidance", type=float, nargs="+", default=[1.0, 1.5, 3.0, 7.5])
+    add("--lpips", type=Path, metavar="FILE", help="torchvision's AlexNet weights (.pth): LPIPS too")
+    add("--fid", type=Path, metavar="FILE", help="torch-fidelity's InceptionV3 weights (.pth): FID too")
+    add("--no-pictures", action="store_true", help="leave pictures of --data out of the report: it may be published")
+    add("--output", required=True, type=Path)
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    args.command = shlex.join(["python", "-m", "mediffuse.evaluate", *(sys.argv[1:] if argv is None else argv)])
+    from accelerate import PartialState
+
+    from mediffuse.evaluate import experiment, report
+
+    state = PartialState()
+    try:
+        results = experiment.run(args, state)
+    except (CheckpointError, DatasetError, LayoutError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if state.is_main_process:
+        report.write(results, args.output)
+        print((args.output / "results.md").read_text())
+        for line in results.warnings:
+            print(f"warning: {line}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

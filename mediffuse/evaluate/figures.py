@@ -1,0 +1,234 @@
+"""The figures of a report, by matplotlib. Each function returns a Figure, or None where there is nothing to show."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from mediffuse.display import ERROR_SCALE, error_map
+from mediffuse.evaluate.calibration import FRACTIONS
+from mediffuse.evaluate.measure import picture_pair
+from mediffuse.evaluate.models import DIRECT
+from mediffuse.intensity import MR_OUTPUT_LIMITS
+from mediffuse.metrics import PAPER_CT_RANGE
+from mediffuse.prompts import modalities
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from mediffuse.evaluate.experiment import Results
+
+DIRECTIONS = {"ct2mr": "CT → MRI", "mr2ct": "MRI → CT", "contour2mr": "CT contours → MRI"}
+RANKS = ("best", "median", "worst")
+_MARKERS = "osD^vP*X<>hp"
+_STYLE = {
+    "figure.dpi": 110,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "svg.hashsalt": "mediffuse",  # the same file for the same figure
+}
+
+
+def _subplots(*args, **kwargs):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    with pyplot.rc_context(_STYLE):
+        return pyplot.subplots(*args, layout="constrained", squeeze=False, **kwargs)
+
+
+def title_of(model: str, speed: str) -> str:
+    """A row's model as tables and figures name it."""
+    return model if speed == "none" or model == DIRECT else f"{model}, {speed}"
+
+
+def _panels(images: pd.DataFrame) -> list[str]:
+    return [d for d in DIRECTIONS if (images["direction"] == d).any()]
+
+
+def quality(results: Results, dataset: str, split: str) -> Figure | None:
+    """PSNR against SSIM of every image, coloured by the seconds that it took (published figures 5, 6)."""
+    from matplotlib.colors import LogNorm
+
+    images = results.images
+    images = images[(images["dataset"] == dataset) & (images["split"] == split) & (images["protocol"] == "paper")]
+    images = images[np.isfinite(images["psnr"])]
+    if images.empty:
+        return None
+    panels = _panels(images)
+    figure, axes = _subplots(1, len(panels), figsize=(4.2 * len(panels) + 0.8, 4.2))
+    timed = images[images["speed"] != "none"]
+    norm = LogNorm(*(timed["seconds"].quantile([0.02, 0.98]) if len(timed) else (0.01, 1)))
+    points = None
+    for axis, direction in zip(axes[0], panels, strict=True):
+        here = images[images["direction"] == direction]
+        for marker, ((model, speed), group) in zip(
+            _MARKERS * 5, here.groupby(["model", "speed"], sort=False), strict=False
+        ):
+            name = title_of(model, speed)
+            if speed == "none":
+                axis.scatter(group["psnr"], group["ssim"], s=18, marker=marker, c="0.75", label=name, linewidths=0)
+            else:
+                points = axis.scatter(
+                    group["psnr"], group["ssim"], s=26, marker=marker, c=group["seconds"], norm=norm, cmap="viridis",
+                    label=name, edgecolors="white", linewidths=0.4,
+                )  # fmt: skip
+        axis.set(title=DIRECTIONS[direction], xlabel="PSNR (dB)", ylabel="SSIM")
+        axis.legend(loc="lower right")
+    if points is not None:
+        figure.colorbar(points, ax=axes[0].tolist(), label="Seconds per image")
+    return figure
+
+
+def losses(results: Results) -> Figure | None:
+    """Training loss of all runs in one plot (published figure 7)."""
+    if results.losses.empty:
+        return None
+    figure, axes = _subplots(figsize=(7.5, 3.8))
+    axis = axes[0, 0]
+    for stage, run in results.losses.groupby("stage", sort=False):
+        (line,) = axis.plot(run["step"], run["loss"], alpha=0.25, linewidth=0.8)
+        smooth = run["loss"].rolling(max(1, len(run) // 15), min_periods=1, center=True).median()
+        axis.plot(run["step"], smooth, color=line.get_color(), label=stage)
+    axis.set(xlabel="Step", ylabel="Training loss", yscale="log")
+    axis.legend()
+    return figure
+
+
+def sweep(results: Results, over: str) -> Figure | None:
+    """PSNR and SSIM against the number of steps, or the guidance scale, of diffusion."""
+    table = pd.DataFrame(results.sweeps)
+    if table.empty:
+        return None
+    other = {"steps": "guidance", "guidance": "steps"}[over]
+    table = table[table[other] == results.settings[other]]
+    if table[over].nunique() < 2:
+        return None
+    figure, axes = _subplots(1, 3, figsize=(11, 3.4))
+    lines = table.sort_values(over).drop_duplicates(["direction", "model", over])
+    for (direction, model), line in lines.groupby(["direction", "model"], sort=False):
+        for axis, column in zip(axes[0], ("psnr", "ssim", "seconds_per_image"), strict=True):
+            axis.plot(line[over], line[column], marker="o", markersize=4, label=f"{model}: {DIRECTIONS[direction]}")
+    for axis, label in zip(axes[0], ("PSNR (dB)", "SSIM", "Seconds per image"), strict=True):
+        axis.set(xlabel={"steps": "Steps", "guidance": "Guidance scale"}[over], ylabel=label, xscale="log")
+        ticks = sorted(table[over].unique())
+        axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        axis.minorticks_off()
+    axes[0, 0].legend()
+    return figure
+
+
+def uncertainty(results: Results, dataset: str, split: str) -> Figure | None:
+    """Calibration of the samples' standard deviation, and sparsification curves."""
+    found = [u for u in results.uncertainty if (u["dataset"], u["split"]) == (dataset, split)]
+    if not found:
+        return None
+    figure, axes = _subplots(2, len(found), figsize=(3.7 * len(found), 6.2))
+    for (top, bottom), one in zip(axes.T, found, strict=True):
+        unit = "HU" if modalities(one["direction"])[1] == "CT" else "grey levels"
+        rank = "undefined" if one["spearman"] is None else f"{one['spearman']:.2f}"
+        end = max(*one["deviation"], *one["error"])
+        top.plot([0, end], [0, end], color="0.7", linestyle=":", label="error = deviation")
+        top.plot(one["deviation"], one["error"], marker="o", markersize=4, label=one["model"])
+        top.set(xlabel=f"Deviation of samples ({unit})", ylabel=f"Mean absolute error ({unit})")
+        top.set_title(f"{DIRECTIONS[one['direction']]}\nSpearman {rank}")
+        top.legend()
+        bottom.plot(FRACTIONS, one["sparsified"], label="most uncertain first")
+        bottom.plot(FRACTIONS, one["oracle"], linestyle="--", color="0.5", label="largest error first (oracle)")
+        bottom.axhline(one["sparsified"][0], color="0.8", linestyle=":", label="at random")
+        bottom.set(xlabel="Share of pixels removed", ylabel=f"Error of the rest ({unit})", ylim=(0, None))
+        bottom.legend()
+    return figure
+
+
+def _shown(results: Results, row) -> dict[str, np.ndarray]:
+    """Input, output and truth of an image row as 8-bit grey, and the error map."""
+    pairs = results.truths[row.dataset, row.split, row.direction]
+    source = next(r for r in pairs.rows if r["input_image_file_name"] == row.image)
+    given, truth = picture_pair(pairs, source)
+    made = cv2.imread(str(results.output / row.picture), cv2.IMREAD_GRAYSCALE)
+    output = modalities(row.direction)[1]
+    low, high = PAPER_CT_RANGE if output == "CT" else MR_OUTPUT_LIMITS
+    error = (made.astype(np.float32) - truth) / 255 * (high - low)
+    # error_map enlarges and labels pictures for the page.
+    return {"input": given, "made": made, "truth": truth, "error": error_map(error, output)}
+
+
+def _paint(axis, image: np.ndarray, title: str = "", label: str = "") -> None:
+    axis.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="antialiased")
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.spines[:].set_visible(False)
+    axis.set_title(title, fontweight="normal", fontsize=8.5)
+    if label:
+        axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8.5)
+
+
+def sheet(results: Results, dataset: str, split: str, direction: str, model: str, speed: str) -> Figure | None:
+    """Best, median and worst image of a model by PSNR, with error maps (published figures 9 to 11)."""
+    images = results.images
+    chosen = images[
+        (images["dataset"] == dataset)
+        & (images["split"] == split)
+        & (images["direction"] == direction)
+        & (images["model"] == model)
+        & (images["speed"] == speed)
+        & (images["protocol"] == "paper")
+    ].sort_values("psnr", ascending=False, kind="stable")
+    if chosen.empty:
+        return None
+    places = dict(zip(RANKS, (0, len(chosen) // 2, len(chosen) - 1), strict=True))
+    if len(chosen) < 3:
+        places = {"only" if len(chosen) == 1 else RANKS[2 * i]: i for i in range(len(chosen))}
+    names = [("input", "Input"), ("made", "Synthetic"), ("truth", "Truth")]
+    unit = "HU" if modalities(direction)[1] == "CT" else "of 255"
+    names.append(("error", f"Error ±{ERROR_SCALE[modalities(direction)[1]]:.0f} {unit}"))
+    figure, axes = _subplots(len(places), 4, figsize=(8.8, 2.1 * len(places) + 0.3))
+    for line, (rank, place) in zip(axes, places.items(), strict=True):
+        row = next(chosen.iloc[[place]].itertuples())
+        shown = _shown(results, row)
+        for axis, (key, title) in zip(line, names, strict=True):
+            label = f"{rank}\n{row.psnr:.2f} dB\nSSIM {row.ssim:.3f}" if key == "input" else ""
+            _paint(axis, shown[key], title if line is axes[0] else "", label)
+    return figure
+
+
+def grid(results: Results, dataset: str, split: str, count: int = 3) -> Figure | None:
+    """The same slices by every MRI-making model, between input and truth (published figure 8)."""
+    images = results.images
+    images = images[(images["dataset"] == dataset) & (images["split"] == split) & (images["protocol"] == "paper")]
+    images = images[images["direction"].isin(["ct2mr", "contour2mr"]) & (images["speed"] != "none")]
+    models = list(images.groupby(["direction", "model", "speed"], sort=False).groups)
+    if len(models) < 2:
+        return None
+    models.sort(key=lambda m: not m[1].startswith("zero-shot"))
+    # Slices at even ranks of the first model, so that none is chosen by eye.
+    ranked = images[(images["direction"] == models[0][0]) & (images["model"] == models[0][1])]
+    ranked = ranked[ranked["speed"] == models[0][2]].sort_values("psnr", kind="stable")["image"].tolist()
+    chosen = [ranked[round(i)] for i in np.linspace(0, len(ranked) - 1, min(count, len(ranked)) + 2)[1:-1]]
+    figure, axes = _subplots(len(chosen), len(models) + 2, figsize=(1.75 * (len(models) + 2), 1.95 * len(chosen) + 0.3))
+    for line, image in zip(axes, chosen, strict=True):
+        first = line is axes[0]
+        for axis, (direction, model, speed) in zip(line[1:-1], models, strict=True):
+            mine = images[(images["direction"] == direction) & (images["model"] == model) & (images["speed"] == speed)]
+            rows = list(mine[mine["image"] == image].itertuples())
+            if not rows:
+                axis.axis("off")
+                continue
+            shown = _shown(results, rows[0])
+            title = f"{model}\n{speed}" if model != DIRECT else "direct\nU-Net"
+            _paint(axis, shown["made"], title if first else "")
+            axis.set_xlabel(f"{rows[0].psnr:.1f} dB", fontsize=7.5)
+            _paint(line[0], shown["input"], "CT" if first else "")
+            _paint(line[-1], shown["truth"], "Truth" if first else "")
+    return figure

@@ -1,0 +1,163 @@
+"""Run models over datasets, image by image, and remember what is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from mediffuse import memory
+from mediffuse.dataset import DatasetError, read_pair
+from mediffuse.evaluate.calibration import calibration
+from mediffuse.evaluate.models import Model
+from mediffuse.evaluate.registration import misregistration
+from mediffuse.evaluate.score import body_of, checked_score, grey
+from mediffuse.intensity import decode
+from mediffuse.prompts import modalities
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs to measure on. dataset: a name for tables; split: "val", ..., or "wild" for pairs from
+    elsewhere; folder: where the images of `rows` lie."""
+
+    dataset: str
+    split: str
+    folder: Path
+    rows: list[dict]
+
+    def identity(self, row: dict) -> str:
+        """Hash of a row and its images."""
+        digest = hashlib.sha256(json.dumps(row, sort_keys=True).encode())
+        for kind in ("input", "edited", "mask"):
+            name = row.get(f"{kind}_image_file_name")
+            path = self.folder / name if name else None
+            if path and path.is_file():  # a missing one is told of when it is read
+                digest.update(path.read_bytes())
+        return digest.hexdigest()
+
+
+class Store:
+    """Measurements by key, kept in the output folder as they come: one file per process.
+
+    So a run that was stopped goes on where it was, and processes on several GPUs fill one folder.
+    """
+
+    def __init__(self, output: Path, process: int = 0) -> None:
+        self.output, self.file = output, output / f"measured-{process}.jsonl"
+        self.pictures = output / "pictures"
+        self.pictures.mkdir(parents=True, exist_ok=True)
+        self.records: dict[str, dict] = {}
+        self.read()
+
+    def read(self) -> None:
+        """Read what every process has written."""
+        for path in sorted(self.output.glob("measured-*.jsonl")):
+            for line in path.read_text().splitlines():
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue  # cut short when the run was stopped
+                self.records[record.pop("key")] = record
+
+    def get(self, key: str) -> dict | None:
+        """The record of a key, if it is there with its picture."""
+        record = self.records.get(key)
+        if record and "picture" in record and not (self.output / record["picture"]).is_file():
+            return None
+        return record
+
+    def add(self, key: str, record: dict) -> None:
+        with self.file.open("a") as file:
+            file.write(json.dumps({"key": key, **record}) + "\n")
+        self.records[key] = record
+
+    def picture(self, key: str, image: np.ndarray) -> str:
+        """Save an 8-bit grey picture; its path in the output folder."""
+        path = self.pictures / f"{key[:24]}.png"
+        cv2.imwrite(str(path), image)
+        return path.relative_to(self.output).as_posix()
+
+
+def key_of(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def measure(model: Model, pairs: Pairs, store: Store, state) -> list[str]:
+    """Measure a model on pairs, each process of `state` (accelerate's PartialState) a part of them.
+
+    Skips what the store holds. Returns the keys of all records, in the order of the pairs.
+    """
+    keys = {key_of(model.identity, model.direction, pairs.identity(row)): row for row in pairs.rows}
+    todo = [(key, row) for key, row in keys.items() if store.get(key) is None]
+    with state.split_between_processes(todo) as mine:
+        if mine:
+            predict = model.load()
+            memory.reset_peak()
+            predict(read_pair(pairs.folder, mine[0][1])[0], mine[0][1])  # times exclude warming up
+        title = f"{pairs.dataset} {pairs.split} {model.direction} {model.title}"
+        for key, row in tqdm(mine, desc=title, disable=not mine or not state.is_local_main_process):
+            store.add(key, _measure_one(model, predict, pairs.folder, row, key, store))
+    return list(keys)
+
+
+def _measure_one(model: Model, predict, folder: Path, row: dict, key: str, store: Store) -> dict:
+    source, target, mask = read_pair(folder, row)
+    started = time.perf_counter()
+    made = predict(source, row)
+    seconds = time.perf_counter() - started
+    scores = checked_score(folder, row, made.mean(axis=0), source, target, mask)
+    record = {
+        "seconds": seconds,
+        "peak_memory_mib": memory.peak_mib(),
+        "scores": [s.as_dict() for s in scores],
+        "picture": store.picture(key, grey(made.mean(axis=0), modalities(model.direction)[1])),
+    }
+    if len(made) > 1:
+        output = modalities(model.direction)[1]
+        units = np.stack([decode(image, output) for image in made])
+        body = body_of(source, target, mask, model.direction)
+        if body.any():
+            record["calibration"] = calibration(units, decode(target, output), body)
+    return record
+
+
+def registration_of(pairs: Pairs, row: dict, store: Store) -> dict:
+    """`misregistration` of a row's pair, CT fixed; remembered, and the same for each direction."""
+    source, target, mask = read_pair(pairs.folder, row)
+    body = body_of(source, target, mask, row["direction"])
+    images = {m: grey(x, m) for m, x in zip(modalities(row["direction"]), (source, target), strict=True)}
+    key = key_of("registration", *(hashlib.sha256(x.tobytes()).hexdigest() for x in (images["CT"], images["MR"], body)))
+    found = store.get(key)
+    if found is None:
+        found = misregistration(images["CT"], images["MR"], body)
+        store.add(key, found)
+    return found
+
+
+def picture_pair(pairs: Pairs, row: dict) -> tuple[np.ndarray, np.ndarray]:
+    """(input, truth) of a row as 8-bit grey (S, S)."""
+    source, target, _ = read_pair(pairs.folder, row)
+    names = modalities(row["direction"])
+    return grey(source, names[0]), grey(target, names[1])
+
+
+def check_pairs(pairs: Iterable[Pairs]) -> None:
+    """Raise DatasetError, naming the file, for a pair that cannot be read or whose sizes differ."""
+    for part in pairs:
+        for row in part.rows:
+            source, target, mask = read_pair(part.folder, row)
+            shapes = {x.shape[:2] for x in (source, target, mask) if x is not None}
+            if len(shapes) > 1:
+                sizes = " and ".join(f"{w} x {h}" for h, w in sorted(shapes))
+                raise DatasetError(
+                    f"{part.folder / row['input_image_file_name']} and its pair have different sizes ({sizes} pixels). "
+                    "They must be registered and of one size: run train/prepare.py."
+                )

@@ -1,0 +1,290 @@
+"""What is measured: checkpoints at each speed, the direct U-Net, and trivial baselines."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from mediffuse import checkpoints, direct
+from mediffuse.checkpoints import Checkpoint, CheckpointError
+from mediffuse.contours import Thresholds, contour_hint
+from mediffuse.dataset import DatasetError, read_pair, read_rows, rows_for
+from mediffuse.evaluate.score import Predict, grey
+from mediffuse.intensity import AIR_HU, MR_OUTPUT_LIMITS, decode, decode_ct, encode
+from mediffuse.metrics import PAPER_CT_RANGE
+from mediffuse.prompts import DIRECTIONS, modalities, prompt_for
+from mediffuse.translate import Settings, generate
+
+DIRECT = "direct U-Net"
+
+
+@dataclass
+class Model:
+    """A model for one direction.
+
+    speed: "fast", "diffusion", or "none" for a baseline without checkpoint. load: gives the
+    predictor, when first needed. identity: changes whenever the predictions might.
+    """
+
+    name: str
+    direction: str
+    speed: str
+    load: Callable[[], Predict]
+    identity: str
+    source: str = ""  # folder or hub id
+    settings: Settings = field(default_factory=Settings)
+    facts: dict = field(default_factory=dict)  # columns of the results table
+
+    @property
+    def title(self) -> str:
+        """Name and speed, as tables and figures show them."""
+        return self.name if self.speed == "none" or self.name == DIRECT else f"{self.name}, {self.speed}"
+
+
+def predictor(
+    checkpoint: Checkpoint, direction: str, settings: Settings, thresholds: Thresholds | None = None
+) -> Predict:
+    """A checkpoint as a `Predict`, by the function that the app runs; images of another size are
+    resized to the checkpoint's and back."""
+
+    def predict(source: np.ndarray, row: dict) -> np.ndarray:
+        asked = dataclasses.replace(settings, contrast=row["contrast"])
+        made = generate(checkpoint, direction, _resize(source, checkpoint.size)[None], asked, thresholds)
+        return np.stack([_resize(image, len(source)) for image in made])
+
+    return predict
+
+
+def direct_predictor(model, direction: str) -> Predict:
+    """A direct U-Net (mediffuse.direct) as a `Predict`."""
+
+    def predict(source: np.ndarray, row: dict) -> np.ndarray:
+        size = model.config.sample_size * direct.patch(model)
+        image = _resize(source, size)
+        if direction == "contour2mr":
+            image = contour_hint(decode_ct(image)).astype(np.float32) / 255
+        made = direct.predict(model, image[None], prompt_for(direction, row["contrast"]))
+        return _resize(made[0], len(source))[None]
+
+    return predict
+
+
+def _resize(image: np.ndarray, size: int) -> np.ndarray:
+    if len(image) == size:
+        return image
+    how = cv2.INTER_AREA if len(image) > size else cv2.INTER_LINEAR
+    return cv2.resize(image, (size, size), interpolation=how)
+
+
+# Baselines.
+
+
+def black(direction: str) -> Predict:
+    """An all-air (black) image, whatever the input."""
+    return lambda source, row: np.zeros_like(source)[None]
+
+
+def copied(direction: str) -> Predict:
+    """The input's grey picture (protocol "paper"; of contours, the edges) taken as the output."""
+    source_modality, target_modality = modalities(direction)
+
+    def predict(source: np.ndarray, row: dict) -> np.ndarray:
+        if direction == "contour2mr":
+            shown = contour_hint(decode_ct(source)).max(axis=-1)
+        else:
+            shown = grey(source, source_modality)
+        low, high = PAPER_CT_RANGE if target_modality == "CT" else MR_OUTPUT_LIMITS
+        return encode(low + (high - low) * (shown / np.float32(255)), target_modality, MR_OUTPUT_LIMITS)[None]
+
+    return predict
+
+
+def mean_image(direction: str, train: Path, rows: list[dict]) -> Predict:
+    """The mean of the training images of the planes, contrasts and sources of `rows`."""
+    output = modalities(direction)[1]
+    kinds = {(row["plane"], row["contrast"]) for row in rows}
+    like = [r for r in rows_for(read_rows(train), (direction,)) if (r["plane"], r["contrast"]) in kinds]
+    sources = {row["source"] for row in rows}
+    like = [row for row in like if row["source"] in sources] or like
+    if not like:
+        raise DatasetError(f"{train} has no pairs like these to average.")
+    # In units, then encoded: the mean of three clipped windows is not a CT.
+    total, size = 0.0, None
+    for row in like:
+        target = read_pair(train, row)[1]
+        size = size or len(target)
+        total = total + decode(_resize(target, size), output)
+    image = encode(total / len(like), output, MR_OUTPUT_LIMITS)
+    return lambda source, row: _resize(image, len(source))[None]
+
+
+def baselines(direction: str, data: Path | None, rows: list[dict]) -> list[Model]:
+    """The trivial baselines; without a train split there is no mean image."""
+    made = [
+        Model("black", direction, "none", lambda: black(direction), f"black {AIR_HU}"),
+        Model("input copied", direction, "none", lambda: copied(direction), "copied"),
+    ]
+    train = data / "train" if data else None
+    if train and (train / "metadata.jsonl").is_file():
+        identity = hashlib.sha256((train / "metadata.jsonl").read_bytes() + repr(rows).encode()).hexdigest()
+        load = lambda: mean_image(direction, train, rows)  # noqa: E731
+        made.append(Model("mean image", direction, "none", load, f"mean {identity}"))
+    return made
+
+
+# Checkpoints.
+
+
+class Sources:
+    """The checkpoints that were asked for, by direction; keeps one loaded at a time."""
+
+    def __init__(self, given: list[str] | None, zero_shot: list[str] | None = None) -> None:
+        # The default chain (environment variable, then bundled) is locate's.
+        self.given = given or [os.environ.get(checkpoints.VARIABLE) or str(checkpoints.BUNDLED)]
+        self.zero_shot = zero_shot or []
+        self._loaded: tuple[tuple, object] | None = None
+        names = [Path(source).name for source in {s for d in DIRECTIONS for s, _ in self._find(d)}]
+        self._ambiguous = {name for name in names if names.count(name) > 1}
+
+    def _find(self, direction: str) -> Iterator[tuple[str, bool]]:
+        """(source, whether it is zero-shot) of each checkpoint of a direction."""
+        for entry in self.given:
+            yield from ((source, False) for source in _sources(entry, direction))
+        for entry in self.zero_shot:
+            yield from ((source, True) for source in _sources(entry, direction))
+
+    def directions(self, asked: list[str] | None) -> list[str]:
+        """The directions to measure: those asked for, or all that a checkpoint serves.
+
+        Raises CheckpointError where a checkpoint serves none of them, or one has no checkpoint.
+        """
+        for entry in [*self.given, *self.zero_shot]:
+            if not any(_sources(entry, d) for d in asked or DIRECTIONS):
+                # Says what is wrong with it: missing, damaged, or for other directions.
+                checkpoints.locate((asked or DIRECTIONS)[0], entry)
+        served = [d for d in asked or DIRECTIONS if any(_sources(e, d) for e in self.given)]
+        for direction in asked or ():
+            if direction not in served:
+                raise CheckpointError(f"None of {', '.join(self.given)} is a checkpoint for {direction}.")
+        return served
+
+    def models(self, direction: str, speeds: list[str], settings: Settings) -> list[Model]:
+        """One Model per checkpoint and speed. A direct U-Net and a zero-shot model have one speed each.
+
+        Several samples are a further model, scored by their mean.
+        """
+        made = []
+        for source, zero_shot in self._find(direction):
+            folder = Path(source)
+            if direct.is_direct(folder):
+                made.append(self._model(DIRECT, direction, "fast", source, Settings()))
+                continue
+            name = f"{folder.parent.name}/{folder.name}" if folder.name in self._ambiguous else folder.name
+            if zero_shot:
+                made.append(self._model(f"zero-shot {name}", direction, "diffusion", source, settings))
+                continue
+            one = dataclasses.replace(settings, samples=1)
+            made += [self._model(name, direction, speed, source, one) for speed in speeds]
+            if settings.samples > 1 and "diffusion" in speeds:
+                title = f"{name}, mean of {settings.samples}"
+                made.append(self._model(title, direction, "diffusion", source, settings))
+        return made
+
+    def sweeps(self, direction: str, settings: Settings, steps: Sequence[int], scales: Sequence[float]) -> list[Model]:
+        """Each diffusion checkpoint at other numbers of steps and other guidance scales."""
+        changes = [{"steps": n} for n in steps] + [{"guidance": scale} for scale in scales]
+        one = dataclasses.replace(settings, samples=1)
+        return [
+            self._model(model.name, direction, "diffusion", model.source, dataclasses.replace(one, **change))
+            for model in self.models(direction, ["diffusion"], one)
+            if model.name != DIRECT and not model.name.startswith("zero-shot")
+            for change in changes
+        ]
+
+    def _model(self, name: str, direction: str, speed: str, source: str, settings: Settings) -> Model:
+        settings = dataclasses.replace(settings, speed=speed)
+        identity = f"{fingerprint(source)} {dataclasses.asdict(settings)}"
+        facts = training_facts(source)
+        return Model(
+            name, direction, speed, self._loader(source, direction, settings), identity, source, settings, facts
+        )
+
+    def _loader(self, source: str, direction: str, settings: Settings) -> Callable[[], Predict]:
+        def load() -> Predict:
+            if direct.is_direct(Path(source)):
+                return direct_predictor(self._keep((source,), lambda: direct.load(source)), direction)
+            # InstructPix2Pix is one pipeline for two directions.
+            key = source, direction == "contour2mr"
+            checkpoint = self._keep(key, lambda: checkpoints.load(source, direction))
+            return predictor(checkpoint, direction, settings)
+
+        return load
+
+    def _keep(self, key: tuple, load: Callable):
+        if self._loaded is None or self._loaded[0] != key:
+            self._loaded = None  # before the next is loaded: two may not fit
+            self._loaded = key, load()
+        return self._loaded[1]
+
+
+def _sources(entry: str, direction: str) -> list[str]:
+    """Checkpoints of a direction in one --checkpoint: a pipeline, and any direct U-Net."""
+    found = []
+    with contextlib.suppress(CheckpointError):
+        found.append(checkpoints.locate(direction, entry))
+    for part in (p.strip() for p in entry.split(",")):
+        for folder in (Path(part), Path(part) / "direct"):
+            if direct.is_direct(folder):
+                trained = checkpoints.details(str(folder)).get("directions") or DIRECTIONS
+                if direction in trained:
+                    found.append(str(folder))
+    return found
+
+
+def fingerprint(source: str) -> str:
+    """Hash of a checkpoint folder's weights and configs; a hub id is its own."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return source
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in {".json", ".safetensors", ".bin"}:
+            digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def training_facts(source: str) -> dict:
+    """What a checkpoint's mediffuse.json tells of its training, for the results table; None if unknown."""
+    details = checkpoints.details(source)
+    stages = [*details.get("earlier", ()), *([details["training"]] if "training" in details else [])]
+
+    def over_stages(key: str, combine: Callable) -> float | None:
+        values = [s.get(key) for s in stages]
+        return combine(values) if values and None not in values else None
+
+    return {
+        "parameters": _parameters(source),
+        "training_steps": over_stages("steps", sum),
+        "training_seconds": over_stages("seconds", sum),
+        "training_peak_memory_mib": over_stages("peak_memory_mib", max),
+        "training_hardware": stages[-1].get("hardware") if stages else None,
+    }
+
+
+def _parameters(source: str) -> int | None:
+    """Parameters of all parts, from the headers of the weight files; None for a hub id."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in Path(source).rglob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            total += sum(int(np.prod(file.get_slice(key).get_shape())) for key in file.keys())  # noqa: SIM118
+    return total or None

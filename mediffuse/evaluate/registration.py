@@ -1,0 +1,49 @@
+"""Whether the two images of a pair show the same place: a rigid registration that should not move."""
+
+from __future__ import annotations
+
+import numpy as np
+
+WORST_PIXELS = 3.0
+"""Mean displacement over the body from which a pair counts as misregistered. On the 18 val patients of
+SynthRAD2023 it is at most 1.1 of 256 pixels; a shift by 6 is measured as 5 to 6.4."""
+
+
+def misregistration(fixed: np.ndarray, moving: np.ndarray, body: np.ndarray) -> dict:
+    """How far rigid registration moves one image of a pair on the other.
+
+    fixed, moving: grey (H, W) of any modality; body: bool (H, W). Maximises Mattes' mutual information
+    (SimpleITK, Euler2DTransform). Returns `shift_pixels`, the mean displacement over the body;
+    `mutual_information` before and after, normalised (Studholme 1999, in [1, 2]); and `flagged`: the
+    shift reaches `WORST_PIXELS` and the mutual information grew by it.
+    """
+    import SimpleITK as sitk
+    from skimage.metrics import normalized_mutual_information
+
+    if not body.any() or np.ptp(fixed) == 0 or np.ptp(moving) == 0:
+        return {"shift_pixels": 0.0, "mutual_information": [1.0, 1.0], "flagged": False}
+    images = [sitk.GetImageFromArray(np.asarray(x, np.float32)) for x in (fixed, moving)]
+    smooth = [sitk.SmoothingRecursiveGaussian(x, 1.5) for x in images]
+    rows, columns = np.nonzero(body)
+    start = sitk.Euler2DTransform((float(columns.mean()), float(rows.mean())), 0.0, (0.0, 0.0))
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsMattesMutualInformation(32)
+    method.SetMetricSamplingStrategy(method.NONE)
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetOptimizerAsRegularStepGradientDescent(2.0, 0.02, 60, gradientMagnitudeTolerance=1e-6)
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetShrinkFactorsPerLevel([4, 2])
+    method.SetSmoothingSigmasPerLevel([2, 1])
+    method.SetInitialTransform(start, inPlace=False)
+    method.SetNumberOfThreads(1)  # the order of summation, and so the result, depends on it
+    found = method.Execute(*smooth)
+    points = np.stack([columns, rows], axis=1)[:: max(1, len(rows) // 500)].astype(float)
+    moved = np.array([found.TransformPoint(p.tolist()) for p in points])
+    shift = float(np.linalg.norm(moved - points, axis=1).mean())
+    resampled = sitk.GetArrayFromImage(sitk.Resample(smooth[1], smooth[0], found, sitk.sitkLinear))
+    base = sitk.GetArrayFromImage(smooth[0])
+    information = [
+        float(normalized_mutual_information(base, x, bins=32)) for x in (sitk.GetArrayFromImage(smooth[1]), resampled)
+    ]
+    flagged = shift >= WORST_PIXELS and information[1] > information[0]
+    return {"shift_pixels": shift, "mutual_information": information, "flagged": bool(flagged)}

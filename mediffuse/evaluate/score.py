@@ -1,0 +1,57 @@
+"""Score predicted model images against the truth, image by image."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from mediffuse.dataset import DatasetError, read_pair
+from mediffuse.intensity import MR_OUTPUT_LIMITS, decode
+from mediffuse.metrics import Scores, body_mask, both, to_grey
+from mediffuse.prompts import modalities
+
+Predict = Callable[[np.ndarray, dict], np.ndarray]
+"""(input model image (S, S, 3), row) -> predicted model images (N, S, S, 3), N samples."""
+
+
+def body_of(source: np.ndarray, target: np.ndarray, mask: np.ndarray | None, direction: str) -> np.ndarray:
+    """The pair's body mask, bool (S, S): `mask`, or where there is none, taken from the CT."""
+    if mask is not None:
+        return mask
+    return body_mask(decode(target if modalities(direction)[1] == "CT" else source, "CT"))
+
+
+def score(made: np.ndarray, target: np.ndarray, body: np.ndarray, direction: str) -> tuple[Scores, ...]:
+    """Scores of a predicted model image (S, S, 3) by each protocol, in the `body` mask where that has one."""
+    output = modalities(direction)[1]
+    return both(decode(target, output), decode(made, output), body, output, MR_OUTPUT_LIMITS)
+
+
+def grey(image: np.ndarray, modality: str) -> np.ndarray:
+    """A model image (S, S, 3) as the 8-bit grey (S, S) that protocol "paper" compares."""
+    return to_grey(decode(image, modality), modality, MR_OUTPUT_LIMITS)
+
+
+def score_rows(folder: Path, rows: Iterable[dict], predict: Predict) -> list[dict]:
+    """One dict per image and protocol: the row's patient and file, the scores, the seconds."""
+    results = []
+    for row in rows:
+        source, target, mask = read_pair(folder, row)
+        started = time.perf_counter()
+        made = predict(source, row).mean(axis=0)
+        seconds = time.perf_counter() - started
+        facts = {"patient": row["patient"], "image": row["input_image_file_name"], "seconds": seconds}
+        results += [{**facts, **s.as_dict()} for s in checked_score(folder, row, made, source, target, mask)]
+    return results
+
+
+def checked_score(folder: Path, row: dict, made, source, target, mask) -> tuple[Scores, ...]:
+    """`score` of a row's prediction. Raises DatasetError that names the file if it is undefined."""
+    direction = row["direction"]
+    try:
+        return score(made, target, body_of(source, target, mask, direction), direction)
+    except ValueError as error:
+        raise DatasetError(f"{folder / row['edited_image_file_name']}: {error}") from error

@@ -1,0 +1,279 @@
+"""Turn paired CT/MR scans into datasets of model images; train/prepare.py tells the layouts."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from mediffuse.intensity import (
+    AIR_HU,
+    Letterbox,
+    encode_ct,
+    encode_mr,
+    guess_png_window,
+    mr_limits,
+    png_ct_to_hu,
+    to_uint8,
+)
+from mediffuse.prompts import prompt_for
+from mediffuse.scan import PLANES, ScanError, read_scan
+
+SPLITS = ("train", "val", "test")
+LEFT_OUT = "left_out.txt"
+
+
+class LayoutError(ValueError):
+    """A folder that holds nothing to prepare; the message is for the user."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to prepare: planes, slices on either side of the central one, side of the model image in
+    pixels, MR contrast (None: by the folder's name), share of patients per split where folders do
+    not say, and a split that all patients go to, if any."""
+
+    planes: tuple[str, ...] = ("axial",)
+    around: int = 0
+    size: int = 256
+    contrast: str | None = None
+    fractions: dict[str, float] = field(default_factory=lambda: {"val": 0.1, "test": 0.1})
+    split: str | None = None
+
+
+def prepare(inputs: list[Path], output: Path, plan: Plan | None = None) -> dict[str, list[dict]]:
+    """Write the dataset that mediffuse.dataset reads; its rows by split.
+
+    Raises LayoutError for an input that holds no scans of a known layout (see train/prepare.py).
+    """
+    plan = plan or Plan()
+    writer = Writer(output, plan)
+    for given in inputs:
+        folder = given.resolve()
+        if not folder.is_dir():
+            raise LayoutError(f"{given} is not a folder.")
+        if volume_pairs(folder):
+            made = from_volumes(folder, writer)
+        elif any(folder.rglob("*_ct.png")):
+            made = from_pngs(folder, writer)
+        else:
+            made = from_ct_pngs(folder, writer)
+        if not made and writer.left_out:
+            raise LayoutError(f"No pair of {given} can be used. {writer.left_out[0]}.")
+        if not made:
+            raise LayoutError(
+                f"{given} holds no pairs, neither <patient>/ct.nii.gz nor pictures <patient>_<rest>_ct.png: "
+                "see train/prepare.py --help for the layouts."
+            )
+    writer.close()
+    return writer.rows
+
+
+class Writer:
+    """Writes model images and metadata rows into the output layout."""
+
+    def __init__(self, output: Path, plan: Plan) -> None:
+        self.output, self.plan, self.size = output, plan, plan.size
+        self.rows: dict[str, list[dict]] = {}
+        self.splits: dict[str, str] = {}
+        self.left_out: list[str] = []
+
+    def leave_out(self, message: str) -> None:
+        """Tell of an input that cannot be used, and remember it for left_out.txt."""
+        print(f"{message}, left out", file=sys.stderr)
+        self.left_out.append(message)
+
+    def split(self, patient: str, said: str | None = None) -> str:
+        """The split of a patient: what an earlier input said, else `said`, else by its name."""
+        wanted = self.plan.split or said or split_of(patient, self.plan.fractions)
+        return self.splits.setdefault(patient, wanted)
+
+    def image(self, split: str, name: str, image: np.ndarray) -> str:
+        path = self.output / split / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if image.ndim == 3:
+            image = image[..., ::-1]
+        cv2.imwrite(str(path), image)
+        return path.name
+
+    def pair(self, split, name, box, hu, mr, limits, mask=None, directions=("ct2mr", "mr2ct"), **info) -> None:
+        """One registered pair, HU (H, W) and MR (H, W), fitted by `box`; a row per direction."""
+        ct = self.image(split, f"{name}_ct", to_uint8(encode_ct(box.fit(hu, AIR_HU))))
+        grey = to_uint8(encode_mr(box.fit(mr, limits[0]), limits))[..., 0]
+        mr = self.image(split, f"{name}_mr", grey)
+        extra = {}
+        if mask is not None:
+            fitted = (box.fit(mask.astype(np.float32), 0) > 0.5).astype(np.uint8) * 255
+            extra["mask_image_file_name"] = self.image(split, f"{name}_mask", fitted)
+        for direction in directions:
+            source, target = (ct, mr) if direction == "ct2mr" else (mr, ct)
+            self.row(
+                split,
+                input_image_file_name=source,
+                edited_image_file_name=target,
+                edit_prompt=prompt_for(direction, info["contrast"]),
+                direction=direction,
+                **info,
+                **extra,
+            )
+
+    def row(self, split: str, **row) -> None:
+        self.rows.setdefault(split, []).append(row)
+
+    def close(self) -> None:
+        for split, rows in self.rows.items():
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (self.output / split / "metadata.jsonl").write_text(text)
+        if self.left_out:
+            (self.output / LEFT_OUT).write_text("\n".join(self.left_out) + "\n")
+
+
+def read_grey(path: Path) -> np.ndarray | None:
+    """8-bit grey picture (H, W), or None if it is missing or damaged."""
+    data = np.fromfile(path, np.uint8) if path.is_file() else np.empty(0, np.uint8)
+    return cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
+
+
+def split_of(patient: str, fractions: dict[str, float]) -> str:
+    """The split of a patient: a fixed hash of the name, so more data never moves a patient."""
+    point = int(hashlib.sha256(patient.encode()).hexdigest()[:8], 16) / 2**32
+    for split, fraction in fractions.items():
+        point -= fraction
+        if point < 0:
+            return split
+    return "train"
+
+
+def around(count: int, reach: int) -> list[int]:
+    """Indices of the central slice of `count` and `reach` on either side."""
+    centre = count // 2
+    return [i for i in range(centre - reach, centre + reach + 1) if 0 <= i < count]
+
+
+def volume_pairs(folder: Path) -> list[dict[str, Path | None]]:
+    """Files of each patient in either layout of volumes: ct, mr, mask (or None), and its name."""
+    found = []
+    for ct in sorted(folder.glob("*/ct.nii*")):
+        names = {"mr": "mr.nii*", "mask": "mask.nii*"}
+        found.append({"name": ct.parent.name, "ct": ct, **{k: _first(ct.parent, n) for k, n in names.items()}})
+    for ct in sorted(folder.glob("*_ct.nii*")):
+        name = ct.name[: ct.name.index("_ct.nii")]
+        mr = next(filter(None, (_first(folder, f"{name}_{kind}.nii*") for kind in ("mr", "t1", "t2"))), None)
+        found.append({"name": name, "ct": ct, "mr": mr, "mask": _first(folder, f"{name}_mask.nii*")})
+    return found
+
+
+def _first(folder: Path, pattern: str) -> Path | None:
+    return next(iter(sorted(folder.glob(pattern))), None)
+
+
+def from_volumes(folder: Path, writer: Writer) -> int:
+    made = 0
+    for patient in tqdm(volume_pairs(folder), desc=f"{folder.name} volumes"):
+        name = patient["name"]
+        if patient["mr"] is None:
+            writer.leave_out(f"{patient['ct']}: no MRI beside it")
+            continue
+        try:
+            ct, mr = read_scan(patient["ct"], "CT"), read_scan(patient["mr"], "MR")
+            mask = read_scan(patient["mask"], "MR", allow_constant=True) if patient["mask"] else None
+            for other in filter(None, (mr, mask)):
+                ct.check_same_grid(other)
+        except ScanError as error:
+            writer.leave_out(f"{patient['ct'].parent / name}: {str(error).rstrip('.')}")
+            continue
+        contrast = writer.plan.contrast or ("T2" if patient["mr"].name.startswith(f"{name}_t2") else "T1")
+        split = writer.split(name)
+        limits = mr_limits(mr.voxels)
+        for plane in writer.plan.planes:
+            for index in around(ct.count(plane), writer.plan.around):
+                one = ct.slice(plane, index)
+                writer.pair(
+                    split,
+                    f"{folder.name}_{name}_{plane}_{index:03d}",
+                    one.letterbox(writer.size),
+                    one.pixels,
+                    mr.slice(plane, index).pixels,
+                    limits,
+                    mask.slice(plane, index).pixels > 0 if mask else None,
+                    patient=name,
+                    plane=plane,
+                    slice=index,
+                    contrast=contrast,
+                    source=folder.name,
+                )
+                made += 1
+    return made
+
+
+def from_pngs(folder: Path, writer: Writer) -> int:
+    scales = {}
+    for manifest in folder.glob("manifest.csv"):
+        for row in csv.DictReader(manifest.open()):
+            key = (row["patient"], row.get("plane") or f"z{row['z']}")
+            scales[key] = float(row["hu_slope"]), float(row["hu_intercept"])
+    contrast = writer.plan.contrast or ("T2" if "t2" in folder.name.lower() else "T1")
+    made = 0
+    for path in tqdm(sorted(folder.rglob("*_ct.png")), desc=f"{folder.name} pictures"):
+        name = path.name.removesuffix("_ct.png")
+        patient, _, rest = name.partition("_")
+        plane = rest if rest in PLANES else "axial"
+        mr_path = path.with_name(f"{name}_mr.png")
+        grey, mr = read_grey(path), read_grey(mr_path)
+        if grey is None or mr is None:
+            writer.leave_out(f"{path if grey is None else mr_path}: missing, or cannot be read as a picture")
+            continue
+        if grey.shape != mr.shape:
+            writer.leave_out(f"{path}: {grey.shape} pixels, and its MR picture {mr.shape}")
+            continue
+        if plane not in writer.plan.planes:
+            continue
+        split = writer.split(patient, path.parent.name if path.parent.name in SPLITS else None)
+        if (patient, rest) in scales:
+            slope, intercept = scales[patient, rest]
+            hu, shown = grey.astype(np.float32) * slope + intercept, "full"
+        else:
+            shown = guess_png_window(grey / 255)
+            hu = png_ct_to_hu(grey / 255, shown)
+        mask = read_grey(path.with_name(f"{name}_mask.png"))
+        writer.pair(
+            split,
+            f"{folder.name}_{name}",
+            Letterbox(hu.shape, size=writer.size),
+            hu,
+            mr.astype(np.float32),
+            (0.0, 255.0),
+            None if mask is None else mask > 127,
+            directions=("ct2mr",) if shown == "brain" else ("ct2mr", "mr2ct"),
+            patient=patient,
+            plane=plane,
+            slice=int(re.sub(r"\D", "", rest) or 0),
+            contrast=contrast,
+            source=folder.name,
+        )
+        made += 1
+    return made
+
+
+def from_ct_pngs(folder: Path, writer: Writer) -> int:
+    made = 0
+    for path in tqdm(sorted(folder.rglob("*.png")), desc=f"{folder.name} CT only"):
+        grey = read_grey(path)
+        if grey is None:
+            writer.leave_out(f"{path}: cannot be read as a picture")
+            continue
+        grey = grey / np.float32(255)
+        hu = png_ct_to_hu(grey, guess_png_window(grey))
+        image = to_uint8(encode_ct(Letterbox(hu.shape, size=writer.size).fit(hu, AIR_HU)))
+        name = writer.image("unpaired", f"{folder.name}_{path.stem}", image)
+        writer.row("unpaired", file_name=name, modality="CT", source=folder.name)
+        made += 1
+    return made

@@ -1,0 +1,77 @@
+"""Train the direct U-Net (L1 in pixels), the baseline of every results table.
+
+    accelerate launch train/baseline.py --config train/configs/mini.yaml
+
+Same data, augmentation and loop as the diffusion models. Writes a UNet2DModel that
+mediffuse.direct and `from_pretrained` load.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from mediffuse import direct
+from mediffuse.evaluate.models import direct_predictor
+from train.common import Options, PairDataset, Run, enter, parse_options, validate, weighted_windows, write_details
+
+
+@dataclass
+class BaselineOptions(Options):
+    directions: list = field(default_factory=lambda: ["ct2mr", "mr2ct"])  # or contour2mr alone
+    unet: dict = field(default_factory=dict)  # UNet2DModel's config
+    patch: int = 8  # pixels folded into channels, per side
+    window_weights: list = field(default_factory=lambda: [1.0, 1.0, 1.0])  # loss of the full, tissue and brain window
+
+
+class Regression(torch.nn.Module):
+    """Mean absolute error of the predicted model image."""
+
+    def __init__(self, unet, options: BaselineOptions) -> None:
+        super().__init__()
+        self.unet = unet
+        self.register_buffer("weights", weighted_windows(options.window_weights), persistent=False)
+
+    def forward(self, batch: dict, generator: torch.Generator) -> torch.Tensor:
+        source = batch["hint"] * 2 - 1 if "hint" in batch else batch["input"]
+        labels = torch.tensor([direct.LABELS[p] for p in batch["prompt"]], device=source.device)
+        made = direct.forward(self.unet, source, labels).float()
+        return (self.weights * (made - batch["target"]).abs()).mean()
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse_options(BaselineOptions, "baseline", argv, __doc__)
+    if "contour2mr" in options.directions and len(options.directions) > 1:
+        raise SystemExit("contour2mr has another input (edges): train it alone, --directions '[contour2mr]'.")
+    dataset = PairDataset(
+        options.data,
+        "train",
+        tuple(options.directions),
+        seed=options.seed,
+        augmented=options.augment,
+        weights=options.weights,
+    )
+    torch.manual_seed(options.seed)
+    unet = direct.build(options.unet, options.patch)
+    run = Run(options, Regression(unet, options))
+
+    def save(output: Path) -> None:
+        copy.deepcopy(unet).half().save_pretrained(output / "direct")
+        write_details(output / "direct", run, directions=options.directions)
+
+    def judge() -> dict:
+        unet.eval()
+        figures = validate(lambda direction: direct_predictor(unet, direction), options, options.directions)
+        unet.train()
+        return figures
+
+    run.fit(dataset, judge, save)
+
+
+if __name__ == "__main__":
+    enter(main)
