@@ -38,6 +38,13 @@ def photograph(page: Page, title: str, name: str, path: Path) -> None:
     page.screenshot(path=path, full_page=True)
 
 
+def photograph_results(page: Page, path: Path) -> None:
+    page.get_by_role("tab", name="Results", exact=True).click()
+    page.frame_locator("iframe.report").get_by_role("heading", name="Setting").wait_for(timeout=WAIT)
+    page.wait_for_timeout(1000)
+    page.screenshot(path=path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--phone", type=Path)
@@ -55,6 +62,7 @@ def main() -> None:
             page.goto(demo.local_url)
             for file, (name, title) in TABS.items():
                 photograph(page, title, name, folder / f"{file}.png")
+            photograph_results(page, folder / "results.png")
         browser.close()
     demo.close()
 

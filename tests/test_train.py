@@ -1,7 +1,6 @@
 """The real command line of each trainer, a few steps on tiny models."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from mediffuse import direct
 from mediffuse.checkpoints import Checkpoints
 from mediffuse.scan import Slice
 from mediffuse.translate import Settings, Translator
@@ -24,11 +24,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def command(*arguments) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=ROOT,
-        env=environment,
+        env=tiny.cpu_environment(),
         check=False,
         capture_output=True,
         text=True,
@@ -75,6 +74,7 @@ def work(tmp_path_factory):
             "text_encoder": tiny.TEXT,
             "steps": 4,
         },
+        "baseline": {"unet": tiny.DIRECT, "ema_decay": 0.5},
         "controlnet": {
             "output": str(work / "controlnet"),
             "base": str(work / "ip2p" / "ip2p"),
@@ -164,6 +164,45 @@ def test_controlnet_trains_and_the_app_loads_both(work):
         assert np.isfinite(translator.translate(one, direction, Settings()).pixels).all()
 
 
+def test_a_further_stage_keeps_the_record_of_the_first(work, tmp_path):
+    base = work / "ip2p" / "ip2p"
+    train("ip2p.py", "--config", work / "tiny.yaml", "--base", base, "--pixel-weight", 1, "--output", tmp_path)
+    details = json.loads((tmp_path / "ip2p" / "mediffuse.json").read_text())
+    (first,) = details["earlier"]
+    assert first == json.loads((base / "mediffuse.json").read_text())["training"]
+    assert details["directions"] == ["ct2mr", "mr2ct"]
+    for stage in (first, details["training"]):
+        assert stage["seconds"] >= 0
+        assert stage["peak_memory_mib"] > 100
+    losses = (tmp_path / "ip2p" / "training.csv").read_text().splitlines()
+    assert losses[0] == "stage,step,loss"
+    assert [line.split(",")[0] for line in losses[1:]] == [first["stage"]] * 4 + [details["training"]["stage"]] * 4
+    assert [line.split(",")[1] for line in losses[1:]] == ["1", "2", "3", "4"] * 2
+
+
+def test_direct_unet_learns_and_is_evaluated(work, tmp_path):
+    given = ["--config", work / "tiny.yaml", "--output", tmp_path, "--steps", 40, "--learning-rate", 0.01]
+    train("baseline.py", *given)
+    loss = [float(line.split(",")[1]) for line in (tmp_path / "log.csv").read_text().splitlines()[1:]]
+    assert np.mean(loss[-5:]) < 0.6 * np.mean(loss[:5])
+    model = direct.load(str(tmp_path / "direct"))
+    image = np.random.default_rng(0).random((2, 64, 64, 3), np.float32)
+    made = direct.predict(model, image, "translate CT scan image to T1 MRI scan image")
+    assert made.shape == image.shape
+    assert 0 <= made.min() <= made.max() <= 1
+    # The label says which translation is wanted.
+    assert not np.array_equal(made, direct.predict(model, image, "translate T1 MRI scan image to CT scan image"))
+
+
+def test_direct_unet_takes_contours_alone(work, tmp_path):
+    given = ["--config", work / "tiny.yaml", "--output", tmp_path, "--steps", 1]
+    train("baseline.py", *given, "--directions", "[contour2mr]")
+    assert direct.is_direct(tmp_path / "direct")
+    done = command("train/baseline.py", *given, "--directions", "[contour2mr, ct2mr]")
+    assert done.returncode != 0
+    assert "train it alone" in done.stderr
+
+
 def test_fine_tunes_a_stable_diffusion_with_a_wider_conv_in(work, tmp_path):
     from diffusers import PNDMScheduler, StableDiffusionPipeline
 
@@ -227,14 +266,21 @@ def test_samples_depend_on_seed_and_number_alone(work):
     assert -1 <= one[5]["input"].min() <= one[5]["input"].max() <= 1
 
 
-@pytest.mark.parametrize("name", ["mini", "sd15"])
+@pytest.mark.parametrize("name", ["mini", "mini_whole", "mini_pixels", "sd15"])
 def test_shipped_configs_are_understood(name):
     from train.autoencoder import AutoencoderOptions
+    from train.baseline import BaselineOptions
     from train.controlnet import ControlnetOptions
     from train.ip2p import Ip2pOptions
 
     path = str(ROOT / "train" / "configs" / f"{name}.yaml")
     sections = yaml.safe_load(Path(path).read_text())
-    for section, cls in (("autoencoder", AutoencoderOptions), ("ip2p", Ip2pOptions), ("controlnet", ControlnetOptions)):
-        if section in sections:
-            assert parse_options(cls, section, ["--config", path], "").steps > 0
+    classes = {
+        "autoencoder": AutoencoderOptions,
+        "ip2p": Ip2pOptions,
+        "controlnet": ControlnetOptions,
+        "baseline": BaselineOptions,
+    }
+    assert set(sections) <= {"common", *classes}
+    for section in set(sections) - {"common"}:
+        assert parse_options(classes[section], section, ["--config", path], "").steps > 0

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+
 import torch
 
+from mediffuse import direct
 from train import models
 
 SIZE = 64
@@ -25,6 +29,14 @@ UNET = {
 TEXT = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
+DIRECT = {"sample_size": SIZE // 8, "block_out_channels": [8, 8], "layers_per_block": 1, "norm_num_groups": 4}
+
+
+def cpu_environment() -> dict:
+    """The environment for commands in tests: no GPU, no hub, one thread each."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
+
+
 def parts(image_conditioned: bool):
     torch.manual_seed(0)
     tokenizer = models.byte_tokenizer()
@@ -41,8 +53,26 @@ def controlnet():
     return models.controlnet_pipeline(vae, text, tokenizer, unet, models.controlnet(unet, [4, 8, 8, 8]))
 
 
+def modules(pipeline) -> list[torch.nn.Module]:
+    return [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+
+
 def save_all(folder):
-    """Both checkpoints as train/ leaves them: folder/ip2p and folder/controlnet."""
+    """Checkpoints as train/ leaves them: folder/ip2p, folder/controlnet and folder/direct."""
     models.save_half(ip2p(), folder / "ip2p")
     models.save_half(controlnet(), folder / "controlnet")
+    torch.manual_seed(0)
+    direct.build(DIRECT, 8).half().save_pretrained(folder / "direct")
+    (folder / "direct" / "mediffuse.json").write_text('{"directions": ["ct2mr", "mr2ct"]}')
+    details = {"directions": ["ct2mr", "mr2ct"], "training": {"steps": 2}, "earlier": [{"steps": 1}]}
+    (folder / "ip2p" / "mediffuse.json").write_text(json.dumps(details))
+    (folder / "ip2p" / "training.csv").write_text("stage,step,loss\na,1,1.0\nb,1,0.9\nb,2,0.5\n")
     return folder
+
+
+def change(folder) -> None:
+    """Change the weights of a saved part."""
+    from safetensors.torch import load_file, save_file
+
+    (path,) = folder.glob("*.safetensors")
+    save_file({k: v + 0.1 for k, v in load_file(path).items()}, path, metadata={"format": "pt"})

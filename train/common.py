@@ -23,7 +23,6 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers import DDIMScheduler
 from diffusers.training_utils import EMAModel
-from mediffuse.evaluate.summary import summarise
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
@@ -32,6 +31,7 @@ from mediffuse.contours import Thresholds, contour_hint
 from mediffuse.dataset import DatasetError, central_rows, read_pair, read_rows, rows_for
 from mediffuse.evaluate.models import predictor
 from mediffuse.evaluate.score import Predict, score_rows
+from mediffuse.evaluate.summary import summarise
 from mediffuse.intensity import decode_ct
 from mediffuse.translate import Settings
 from train import augment
@@ -214,6 +214,8 @@ class Run:
         self.ema = EMAModel(parameters, decay=options.ema_decay, min_decay=0.0)
         self.ema.to(self.accelerator.device)
         self.accelerator.register_for_checkpointing(self.ema)
+        # Now: the code may change while this runs.
+        self.commit = _commit()
         self.elapsed = 0.0  # seconds of training, of resumed runs too
         self.peak_memory = 0.0  # MiB
 
@@ -344,14 +346,11 @@ class Run:
 
     def provenance(self) -> dict:
         """How this run was made, for model cards."""
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], check=False, capture_output=True, text=True, cwd=Path(__file__).parent
-        )
         metadata = self.options.data / "train" / "metadata.jsonl"
         device = self.accelerator.device
         return {
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "commit": commit.stdout.strip() if commit.returncode == 0 else None,
+            "commit": self.commit,
             "data_sha256": hashlib.sha256(metadata.read_bytes()).hexdigest() if metadata.exists() else None,
             "seed": self.options.seed,
             "steps": self.options.steps,
@@ -364,6 +363,12 @@ class Run:
             else f"{torch.get_num_threads()} CPU cores",
             "processes": self.accelerator.num_processes,
         }
+
+
+def _commit() -> str | None:
+    command = ["git", "rev-parse", "HEAD"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=Path(__file__).parent)
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _plain(value):
@@ -405,13 +410,14 @@ def write_details(folder: Path, run: Run, base: str | Path | None = None, **deta
     text = json.dumps({**details, "training": training, "earlier": earlier}, indent=2)
     (folder / checkpoints.DETAILS).write_text(text + "\n")
     with (folder / checkpoints.LOSSES).open("w", newline="") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["stage", "step", "loss"])
         old = checkpoints.find_file(str(base), checkpoints.LOSSES) if base else None
         if old:
             writer.writerows(list(csv.reader(old.open()))[1:])
-        for row in csv.DictReader((run.options.output / "log.csv").open()):
-            writer.writerow([training["stage"], row["step"], row["loss"]])
+        # A resumed run logs some steps twice: the later is what counts.
+        losses = {row["step"]: row["loss"] for row in csv.DictReader((run.options.output / "log.csv").open())}
+        writer.writerows([training["stage"], step, loss] for step, loss in losses.items())
 
 
 def weighted_windows(weights: list) -> torch.Tensor:

@@ -65,11 +65,12 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     args.command = shlex.join(["python", "-m", "mediffuse.evaluate", *(sys.argv[1:] if argv is None else argv)])
+    import torch
     from accelerate import PartialState
 
     from mediffuse.evaluate import experiment, report
 
-    state = PartialState()
+    state = PartialState(cpu=not torch.cuda.is_available())
     try:
         results = experiment.run(args, state)
     except (CheckpointError, DatasetError, LayoutError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import cv2
@@ -11,7 +12,7 @@ import pandas as pd
 from mediffuse.display import ERROR_SCALE, error_map
 from mediffuse.evaluate.calibration import FRACTIONS
 from mediffuse.evaluate.measure import picture_pair
-from mediffuse.evaluate.models import DIRECT
+from mediffuse.evaluate.summary import title_of
 from mediffuse.intensity import MR_OUTPUT_LIMITS
 from mediffuse.metrics import PAPER_CT_RANGE
 from mediffuse.prompts import modalities
@@ -37,25 +38,31 @@ _STYLE = {
 }
 
 
-def _subplots(*args, **kwargs):
-    import matplotlib
+def _styled(draw):
+    """Draw in our style, without a screen."""
 
-    matplotlib.use("Agg")
+    @functools.wraps(draw)
+    def wrapped(*args, **kwargs):
+        import matplotlib
+
+        matplotlib.use("Agg")
+        with matplotlib.rc_context(_STYLE):
+            return draw(*args, **kwargs)
+
+    return wrapped
+
+
+def _subplots(*args, **kwargs):
     from matplotlib import pyplot
 
-    with pyplot.rc_context(_STYLE):
-        return pyplot.subplots(*args, layout="constrained", squeeze=False, **kwargs)
-
-
-def title_of(model: str, speed: str) -> str:
-    """A row's model as tables and figures name it."""
-    return model if speed == "none" or model == DIRECT else f"{model}, {speed}"
+    return pyplot.subplots(*args, layout="constrained", squeeze=False, **kwargs)
 
 
 def _panels(images: pd.DataFrame) -> list[str]:
     return [d for d in DIRECTIONS if (images["direction"] == d).any()]
 
 
+@_styled
 def quality(results: Results, dataset: str, split: str) -> Figure | None:
     """PSNR against SSIM of every image, coloured by the seconds that it took (published figures 5, 6)."""
     from matplotlib.colors import LogNorm
@@ -90,6 +97,7 @@ def quality(results: Results, dataset: str, split: str) -> Figure | None:
     return figure
 
 
+@_styled
 def losses(results: Results) -> Figure | None:
     """Training loss of all runs in one plot (published figure 7)."""
     if results.losses.empty:
@@ -105,6 +113,7 @@ def losses(results: Results) -> Figure | None:
     return figure
 
 
+@_styled
 def sweep(results: Results, over: str) -> Figure | None:
     """PSNR and SSIM against the number of steps, or the guidance scale, of diffusion."""
     table = pd.DataFrame(results.sweeps)
@@ -117,8 +126,9 @@ def sweep(results: Results, over: str) -> Figure | None:
     figure, axes = _subplots(1, 3, figsize=(11, 3.4))
     lines = table.sort_values(over).drop_duplicates(["direction", "model", over])
     for (direction, model), line in lines.groupby(["direction", "model"], sort=False):
+        name = f"{title_of(model)}: {DIRECTIONS[direction]}"
         for axis, column in zip(axes[0], ("psnr", "ssim", "seconds_per_image"), strict=True):
-            axis.plot(line[over], line[column], marker="o", markersize=4, label=f"{model}: {DIRECTIONS[direction]}")
+            axis.plot(line[over], line[column], marker="o", markersize=4, label=name)
     for axis, label in zip(axes[0], ("PSNR (dB)", "SSIM", "Seconds per image"), strict=True):
         axis.set(xlabel={"steps": "Steps", "guidance": "Guidance scale"}[over], ylabel=label, xscale="log")
         ticks = sorted(table[over].unique())
@@ -128,6 +138,7 @@ def sweep(results: Results, over: str) -> Figure | None:
     return figure
 
 
+@_styled
 def uncertainty(results: Results, dataset: str, split: str) -> Figure | None:
     """Calibration of the samples' standard deviation, and sparsification curves."""
     found = [u for u in results.uncertainty if (u["dataset"], u["split"]) == (dataset, split)]
@@ -139,7 +150,7 @@ def uncertainty(results: Results, dataset: str, split: str) -> Figure | None:
         rank = "undefined" if one["spearman"] is None else f"{one['spearman']:.2f}"
         end = max(*one["deviation"], *one["error"])
         top.plot([0, end], [0, end], color="0.7", linestyle=":", label="error = deviation")
-        top.plot(one["deviation"], one["error"], marker="o", markersize=4, label=one["model"])
+        top.plot(one["deviation"], one["error"], marker="o", markersize=4, label=title_of(one["model"]))
         top.set(xlabel=f"Deviation of samples ({unit})", ylabel=f"Mean absolute error ({unit})")
         top.set_title(f"{DIRECTIONS[one['direction']]}\nSpearman {rank}")
         top.legend()
@@ -174,6 +185,7 @@ def _paint(axis, image: np.ndarray, title: str = "", label: str = "") -> None:
         axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8.5)
 
 
+@_styled
 def sheet(results: Results, dataset: str, split: str, direction: str, model: str, speed: str) -> Figure | None:
     """Best, median and worst image of a model by PSNR, with error maps (published figures 9 to 11)."""
     images = results.images
@@ -194,15 +206,16 @@ def sheet(results: Results, dataset: str, split: str, direction: str, model: str
     unit = "HU" if modalities(direction)[1] == "CT" else "of 255"
     names.append(("error", f"Error ±{ERROR_SCALE[modalities(direction)[1]]:.0f} {unit}"))
     figure, axes = _subplots(len(places), 4, figsize=(8.8, 2.1 * len(places) + 0.3))
-    for line, (rank, place) in zip(axes, places.items(), strict=True):
+    for number, (line, (rank, place)) in enumerate(zip(axes, places.items(), strict=True)):
         row = next(chosen.iloc[[place]].itertuples())
         shown = _shown(results, row)
         for axis, (key, title) in zip(line, names, strict=True):
             label = f"{rank}\n{row.psnr:.2f} dB\nSSIM {row.ssim:.3f}" if key == "input" else ""
-            _paint(axis, shown[key], title if line is axes[0] else "", label)
+            _paint(axis, shown[key], title if number == 0 else "", label)
     return figure
 
 
+@_styled
 def grid(results: Results, dataset: str, split: str, count: int = 3) -> Figure | None:
     """The same slices by every MRI-making model, between input and truth (published figure 8)."""
     images = results.images
@@ -215,10 +228,11 @@ def grid(results: Results, dataset: str, split: str, count: int = 3) -> Figure |
     # Slices at even ranks of the first model, so that none is chosen by eye.
     ranked = images[(images["direction"] == models[0][0]) & (images["model"] == models[0][1])]
     ranked = ranked[ranked["speed"] == models[0][2]].sort_values("psnr", kind="stable")["image"].tolist()
-    chosen = [ranked[round(i)] for i in np.linspace(0, len(ranked) - 1, min(count, len(ranked)) + 2)[1:-1]]
+    places = np.linspace(0, len(ranked) - 1, min(count, len(ranked)) + 2)[1:-1].round().astype(int)
+    chosen = [ranked[i] for i in dict.fromkeys(places)]
     figure, axes = _subplots(len(chosen), len(models) + 2, figsize=(1.75 * (len(models) + 2), 1.95 * len(chosen) + 0.3))
-    for line, image in zip(axes, chosen, strict=True):
-        first = line is axes[0]
+    for number, (line, image) in enumerate(zip(axes, chosen, strict=True)):
+        first = number == 0
         for axis, (direction, model, speed) in zip(line[1:-1], models, strict=True):
             mine = images[(images["direction"] == direction) & (images["model"] == model) & (images["speed"] == speed)]
             rows = list(mine[mine["image"] == image].itertuples())
@@ -226,7 +240,7 @@ def grid(results: Results, dataset: str, split: str, count: int = 3) -> Figure |
                 axis.axis("off")
                 continue
             shown = _shown(results, rows[0])
-            title = f"{model}\n{speed}" if model != DIRECT else "direct\nU-Net"
+            title = title_of(model, speed).replace(", ", "\n")
             _paint(axis, shown["made"], title if first else "")
             axis.set_xlabel(f"{rows[0].psnr:.1f} dB", fontsize=7.5)
             _paint(line[0], shown["input"], "CT" if first else "")

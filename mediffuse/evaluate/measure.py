@@ -55,6 +55,9 @@ class Store:
         self.pictures = output / "pictures"
         self.pictures.mkdir(parents=True, exist_ok=True)
         self.records: dict[str, dict] = {}
+        if self.file.is_file() and not self.file.read_text().endswith("\n"):
+            with self.file.open("a") as file:
+                file.write("\n")  # else the next record would be lost with the one that was cut short
         self.read()
 
     def read(self) -> None:

@@ -18,12 +18,11 @@ from mediffuse.checkpoints import Checkpoint, CheckpointError
 from mediffuse.contours import Thresholds, contour_hint
 from mediffuse.dataset import DatasetError, read_pair, read_rows, rows_for
 from mediffuse.evaluate.score import Predict, grey
+from mediffuse.evaluate.summary import DIRECT, title_of
 from mediffuse.intensity import AIR_HU, MR_OUTPUT_LIMITS, decode, decode_ct, encode
 from mediffuse.metrics import PAPER_CT_RANGE
 from mediffuse.prompts import DIRECTIONS, modalities, prompt_for
 from mediffuse.translate import Settings, generate
-
-DIRECT = "direct U-Net"
 
 
 @dataclass
@@ -46,7 +45,7 @@ class Model:
     @property
     def title(self) -> str:
         """Name and speed, as tables and figures show them."""
-        return self.name if self.speed == "none" or self.name == DIRECT else f"{self.name}, {self.speed}"
+        return title_of(self.name, self.speed)
 
 
 def predictor(

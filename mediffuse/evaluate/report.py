@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from mediffuse.checkpoints import DETAILS
 from mediffuse.evaluate import figures, summary
-from mediffuse.evaluate.figures import DIRECTIONS, title_of
+from mediffuse.evaluate.figures import DIRECTIONS
 from mediffuse.evaluate.registration import WORST_PIXELS
+from mediffuse.evaluate.summary import DIRECT, title_of
 from mediffuse.prompts import modalities
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def markdown(rows: list[dict], by: tuple[str, ...] = ()) -> str:
 
 def cell(row: dict, metric: str, digits: int) -> str:
     """Mean ± standard deviation [95 % interval] of a metric; empty where it was not measured."""
-    if metric not in row:
+    if row.get(metric) is None:  # not measured, or infinite in a file
         return ""
     text = f"{row[metric]:.{digits}f}"
     if row["n_patients"] > 1:
@@ -109,6 +110,8 @@ def cards(rows: list[dict]) -> dict[str, str]:
                 task_name=f"{DIRECTIONS[r['direction']]}, {r['speed']}",
                 dataset_type=r["dataset"],
                 dataset_name=r["dataset"],
+                # The hub groups results by this, not by the task's name.
+                dataset_config=f"{r['direction']}_{r['speed']}",
                 dataset_split=r["split"],
                 metric_type=metric,
                 metric_name=f"{metric.upper()} ({r['protocol']})",
@@ -177,13 +180,13 @@ def headline(results: Results, group: tuple) -> list[str]:
     said = []
     for direction in DIRECTIONS:
         rows = _table(results.rows, group, direction, "paper")
-        ours = [r for r in rows if r["speed"] != "none" and r["model"] != "direct U-Net"]
+        ours = [r for r in rows if r["speed"] != "none" and r["model"] != DIRECT]
         if not ours:
             continue
         best = max(ours, key=lambda r: r["psnr"])
         text = f"{DIRECTIONS[direction]}: best is {title_of(best['model'], best['speed'])}, "
         text += f"{best['psnr']:.2f} dB and SSIM {best['ssim']:.3f} over {best['n_patients']} patients"
-        for other in ("mean image", "direct U-Net"):
+        for other in ("mean image", DIRECT):
             row = next((r for r in rows if r["model"] == other), None)
             if row is None or row["psnr"] == best["psnr"]:
                 continue
@@ -198,7 +201,7 @@ def headline(results: Results, group: tuple) -> list[str]:
 
 
 def _significance(results: Results, group: tuple, direction: str, one: dict, other: dict) -> str:
-    names = {f"{r['model']} {r['speed']}" for r in (one, other)}
+    names = {title_of(r["model"], r["speed"]) for r in (one, other)}
     wanted = (*group, direction, "paper", "psnr")
     for t in results.tests:
         same = (t["dataset"], t["split"], t["direction"], t["protocol"], t["metric"]) == wanted

@@ -14,6 +14,18 @@ GROUP = ["dataset", "split", "direction", "model", "speed", "protocol"]
 _RESAMPLES = 9999
 
 
+DIRECT = "direct U-Net"
+_NAMES = {"ip2p": "InstructPix2Pix", "controlnet": "ControlNet"}
+"""Names of models by folder."""
+
+
+def title_of(model: str, speed: str = "none") -> str:
+    """A row's model as tables and figures name it; its speed where it has the choice."""
+    name, comma, rest = model.partition(",")
+    title = _NAMES.get(name, name) + comma + rest
+    return title if speed == "none" or model == DIRECT else f"{title}, {speed}"
+
+
 def of_patients(images: pd.DataFrame) -> pd.DataFrame:
     """Means over each patient's images, by `GROUP` (those columns that there are) and patient."""
     columns = [*METRICS, *(c for c in (*OPTIONAL_METRICS, "seconds") if c in images)]
@@ -67,7 +79,7 @@ def compare(images: pd.DataFrame) -> list[dict]:
     """
     from scipy.stats import false_discovery_control, wilcoxon
 
-    images = images.assign(row=list(zip(images["model"], images["speed"], strict=True)))
+    images = images.assign(row=[title_of(*row) for row in zip(images["model"], images["speed"], strict=True)])
     tests = []
     for (dataset, split, direction), group in images.groupby(["dataset", "split", "direction"], sort=False):
         family = []
@@ -87,8 +99,8 @@ def compare(images: pd.DataFrame) -> list[dict]:
                             "direction": direction,
                             "protocol": protocol,
                             "metric": metric,
-                            "a": " ".join(a),
-                            "b": " ".join(b),
+                            "a": a,
+                            "b": b,
                             "n_patients": len(pair),
                             "difference": float(difference.median()),
                             "p": float(p),

@@ -57,6 +57,14 @@ def test_ct_to_mri(page: Page):
     expect(page.locator("#ct2mr-scores")).not_to_contain_text(f"{central:.2f}", timeout=TIMEOUT)
 
 
+def test_results_show_the_report(page: Page):
+    open_tab(page, "Results")
+    report = page.frame_locator("iframe.report")
+    expect(report.get_by_role("heading", name="Setting")).to_be_visible(timeout=TIMEOUT)
+    expect(report.locator("body")).to_contain_text("InstructPix2Pix, fast")
+    assert report.locator("figure img").count() > 3
+
+
 def test_contours_follow_a_dragged_threshold(page: Page):
     open_tab(page, "Contours → MRI")
     first_example(page, "contour2mr")
