@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -278,12 +279,17 @@ def training_facts(source: str) -> dict:
     }
 
 
+_WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
+"""Weights as they are loaded, shards too; not the copies in other precisions beside them."""
+
+
 def _parameters(source: str) -> int | None:
-    """Parameters of all parts, from the headers of the weight files; None for a hub id."""
+    """Parameters of all parts, from the headers of the weight files; None where there are no such files."""
     from safetensors import safe_open
 
     total = 0
     for path in Path(source).rglob("*.safetensors"):
-        with safe_open(path, "pt") as file:
-            total += sum(int(np.prod(file.get_slice(key).get_shape())) for key in file.keys())  # noqa: SIM118
+        if _WEIGHTS.fullmatch(path.name) and path.parent.name != "safety_checker":
+            with safe_open(path, "pt") as file:
+                total += sum(int(np.prod(file.get_slice(key).get_shape())) for key in file.keys())  # noqa: SIM118
     return total or None
