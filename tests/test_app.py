@@ -181,7 +181,7 @@ def test_one_broken_checkpoint_leaves_the_other_tabs(folder, tmp_path, ct_path):
         demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
         try:
             client = Client(demo.local_url, verbose=False)
-            with pytest.raises(AppError, match="There is no checkpoint for this tab"):
+            with pytest.raises(AppError, match="There is no checkpoint for this direction"):
                 call(client, "/ct_to_mri", ct_path)
             assert "Done" in call(client, "/contours_to_mri", ct_path)["status"]
         finally:

@@ -35,7 +35,7 @@ def test_one_per_direction_and_hub_ids(folder):
 def test_a_single_pipeline_serves_its_directions_only(folder):
     given = str(folder / "ip2p")
     assert locate("ct2mr", given) == given
-    with pytest.raises(CheckpointError, match="no checkpoint for this tab"):
+    with pytest.raises(CheckpointError, match="no checkpoint for this direction"):
         locate("contour2mr", given)
 
 

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
@@ -372,6 +373,28 @@ def test_errors_are_clear(folder, data, tmp_path, capsys, arguments, said):
 
     assert main([*map(place, arguments), "--output", str(tmp_path / "out")]) == 1
     assert said in capsys.readouterr().err
+
+
+def test_lpips_says_which_packages_it_needs(data, folder, tmp_path, capsys, monkeypatch):
+    weights = tmp_path / "alexnet.pth"
+    weights.touch()
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    given = ["--data", data, "--checkpoint", folder, "--lpips", weights, "--output", tmp_path / "out"]
+    assert main([str(g) for g in given]) == 1
+    assert "pip install torchmetrics torchvision" in capsys.readouterr().err
+
+
+def test_lpips_with_given_weights(data, folder, tmp_path):
+    """Needs packages that have no CPU build everywhere, so they are not in requirements-dev.txt."""
+    torchvision = pytest.importorskip("torchvision")
+    pytest.importorskip("torchmetrics")
+    pytest.importorskip("torch_fidelity")
+    torch.manual_seed(0)
+    torch.save(torchvision.models.alexnet(weights=None).state_dict(), tmp_path / "alexnet.pth")
+    given = ["--data", data, "--checkpoint", folder, "--direction", "ct2mr", "--limit", 1]
+    results = evaluate(tmp_path / "out", *given, "--lpips", tmp_path / "alexnet.pth")
+    assert all(0 < r["lpips"] < 5 for r in results["rows"] if r["protocol"] == "paper")
+    assert "LPIPS" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_the_bundled_report_is_what_readme_and_cards_quote():
