@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     add("--direction", action="append", choices=DIRECTIONS, help="default: all that a checkpoint serves")
     add("--speed", action="append", choices=SPEEDS, help="default: fast")
     add("--plane", default="axial", choices=PLANES)
-    add("--contrast", default="T1", choices=CONTRASTS, help="of --data; --wild takes either")
+    add("--contrast", choices=CONTRASTS, help="of --data; default: T1 where there is any; --wild takes either")
     add("--source", help="only pairs of this input folder of train/prepare.py")
     add("--around", type=int, default=0, help="of volumes that are not prepared yet, slices around the central one")
     add("--limit", type=int, help="images per direction, split and folder")

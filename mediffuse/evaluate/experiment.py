@@ -79,8 +79,7 @@ def run(args: argparse.Namespace, state) -> Results | None:
     truths: dict[tuple, Pairs] = {}
     for split in (args.split or ["val"]) if data else ():
         available = read_rows(data / split)
-        chosen = [r for r in available if r["plane"] == args.plane and r["contrast"] == args.contrast]
-        chosen = [r for r in chosen if args.source in (None, r["source"])]
+        chosen = _chosen(available, args)
         for direction in directions:
             rows = list(rows_for(chosen, (direction,)))[: args.limit]
             if not rows:
@@ -180,13 +179,18 @@ def _prepared(given: Path, args: argparse.Namespace, wild: bool = False) -> tupl
     return output, [f"{line}: left out" for line in left_out.read_text().splitlines()] if left_out.is_file() else []
 
 
+def _chosen(available: list[dict], args: argparse.Namespace) -> list[dict]:
+    """The rows of the plane, source and contrast that were asked for."""
+    rows = [r for r in available if r["plane"] == args.plane and args.source in (None, r["source"])]
+    wanted = args.contrast or ("T1" if any(r["contrast"] == "T1" for r in rows) else "T2")
+    return [r for r in rows if r["contrast"] == wanted]
+
+
 def _nothing(folder: Path, args: argparse.Namespace, direction: str, chosen: list[dict]) -> None:
     """Raise DatasetError for a direction without pairs, unless others have some and it was not asked for."""
     if not chosen or args.direction:
-        what = f"{args.plane} {args.contrast} pairs"
-        raise DatasetError(
-            f"{folder} has no {what}{f' of source {args.source}' if args.source else ''} for {direction}."
-        )
+        words = (args.plane, args.contrast, "pairs", f"of source {args.source}" if args.source else None)
+        raise DatasetError(f"{folder} has no {' '.join(filter(None, words))} for {direction}.")
 
 
 def _image_rows(pairs: Pairs, model: Model, keys: list[str], store: Store, shifts: dict) -> list[dict]:
