@@ -66,16 +66,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("report", type=Path, help="--output of mediffuse.evaluate")
     given = parser.parse_args().report
-    rows = json.loads((given / "results.json").read_text())["rows"]
-    if "left out of this copy" not in (given / "report.html").read_text():
+    results = json.loads((given / "results.json").read_text(encoding="utf-8"))
+    rows = results["rows"]
+    if results["settings"]["limit"]:
+        parser.error(f"{given} was made with --limit")
+    if "left out of this copy" not in (given / "report.html").read_text(encoding="utf-8"):
         parser.error(f"{given} was not made with --no-pictures")
     RESULTS.mkdir(exist_ok=True)
     for name in FILES:
         shutil.copyfile(given / name, RESULTS / name)
     readme = ROOT / "README.md"
-    readme.write_text(quote(readme.read_text(), readme_table(rows)))
+    readme.write_text(quote(readme.read_text(encoding="utf-8"), readme_table(rows)), encoding="utf-8")
     for path in sorted((ROOT / "assets" / "checkpoints").glob("*/README.md")):
-        path.write_text(card(path.read_text(), path.parent.name, rows))
+        path.write_text(card(path.read_text(encoding="utf-8"), path.parent.name, rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -157,9 +157,10 @@ def details(source: str) -> dict:
     """What a checkpoint's mediffuse.json says; empty where there is none, or it cannot be read."""
     path = find_file(source, DETAILS)
     try:
-        return json.loads(path.read_text()) if path else {}
+        found = json.loads(path.read_text(encoding="utf-8")) if path else {}
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def find_file(source: str, name: str) -> Path | None:

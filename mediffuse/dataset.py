@@ -21,7 +21,15 @@ def read_rows(folder: Path) -> list[dict]:
     path = Path(folder) / "metadata.jsonl"
     if not path.is_file():
         raise DatasetError(f"There is no {path}. Run train/prepare.py first, or give --data.")
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise DatasetError(f"{path}, line {number}, is damaged. Run train/prepare.py again.") from error
+    return rows
 
 
 def rows_for(rows: list[dict], directions: tuple[str, ...]) -> Iterator[dict]:

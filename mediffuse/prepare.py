@@ -85,6 +85,7 @@ class Writer:
         self.rows: dict[str, list[dict]] = {}
         self.splits: dict[str, str] = {}
         self.left_out: list[str] = []
+        self.written: set[Path] = set()
 
     def leave_out(self, message: str) -> None:
         """Tell of an input that cannot be used, and remember it for left_out.txt."""
@@ -98,6 +99,9 @@ class Writer:
 
     def image(self, split: str, name: str, image: np.ndarray) -> str:
         path = self.output / split / f"{name}.png"
+        if path in self.written:
+            raise LayoutError(f"Two pictures would be called {name}: give them, or their folders, different names.")
+        self.written.add(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         if image.ndim == 3:
             image = image[..., ::-1]
@@ -131,9 +135,9 @@ class Writer:
     def close(self) -> None:
         for split, rows in self.rows.items():
             text = "".join(json.dumps(row) + "\n" for row in rows)
-            (self.output / split / "metadata.jsonl").write_text(text)
+            (self.output / split / "metadata.jsonl").write_text(text, encoding="utf-8")
         if self.left_out:
-            (self.output / LEFT_OUT).write_text("\n".join(self.left_out) + "\n")
+            (self.output / LEFT_OUT).write_text("\n".join(self.left_out) + "\n", encoding="utf-8")
 
 
 def read_grey(path: Path) -> np.ndarray | None:
@@ -214,25 +218,43 @@ def from_volumes(folder: Path, writer: Writer) -> int:
     return made
 
 
+def _hu_scales(folder: Path) -> dict[tuple[str, str], tuple[float, float]]:
+    """HU slope and intercept by (patient, plane or z<level>), from a manifest.csv where there is one."""
+    path = folder / "manifest.csv"
+    if not path.is_file():
+        return {}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return {
+                (row["patient"], row.get("plane") or f"z{row['z']}"): (
+                    float(row["hu_slope"]),
+                    float(row["hu_intercept"]),
+                )
+                for row in csv.DictReader(file)
+            }
+    except (KeyError, TypeError, ValueError) as error:
+        raise LayoutError(
+            f"{path} cannot be used: every line needs patient, plane or z, hu_slope, hu_intercept."
+        ) from error
+
+
 def from_pngs(folder: Path, writer: Writer) -> int:
-    scales = {}
-    for manifest in folder.glob("manifest.csv"):
-        for row in csv.DictReader(manifest.open()):
-            key = (row["patient"], row.get("plane") or f"z{row['z']}")
-            scales[key] = float(row["hu_slope"]), float(row["hu_intercept"])
-    contrast = writer.plan.contrast or ("T2" if "t2" in folder.name.lower() else "T1")
+    scales = _hu_scales(folder)
+    named_t2 = re.search(r"(?<![a-z0-9])t2(?![a-z0-9])", folder.name.lower())
+    contrast = writer.plan.contrast or ("T2" if named_t2 else "T1")
     made = 0
     for path in tqdm(sorted(folder.rglob("*_ct.png")), desc=f"{folder.name} pictures"):
         name = path.name.removesuffix("_ct.png")
-        patient, _, rest = name.partition("_")
+        patient, _, rest = name.rpartition("_") if "_" in name else (name, "", "")
         plane = rest if rest in PLANES else "axial"
         mr_path = path.with_name(f"{name}_mr.png")
         grey, mr = read_grey(path), read_grey(mr_path)
         if grey is None or mr is None:
-            writer.leave_out(f"{path if grey is None else mr_path}: missing, or cannot be read as a picture")
+            writer.leave_out(f"{path if grey is None else mr_path}: missing or damaged")
             continue
         if grey.shape != mr.shape:
-            writer.leave_out(f"{path}: {grey.shape} pixels, and its MR picture {mr.shape}")
+            sizes = [f"{x.shape[1]} x {x.shape[0]}" for x in (grey, mr)]
+            writer.leave_out(f"{path}: {sizes[0]} pixels, and its MR picture {sizes[1]}")
             continue
         if plane not in writer.plan.planes:
             continue
@@ -243,7 +265,11 @@ def from_pngs(folder: Path, writer: Writer) -> int:
         else:
             shown = guess_png_window(grey / 255)
             hu = png_ct_to_hu(grey / 255, shown)
-        mask = read_grey(path.with_name(f"{name}_mask.png"))
+        mask_path = path.with_name(f"{name}_mask.png")
+        mask = read_grey(mask_path)
+        if mask_path.is_file() and (mask is None or mask.shape != grey.shape):
+            writer.leave_out(f"{mask_path}: damaged, or not of the size of its CT picture")
+            continue
         writer.pair(
             split,
             f"{folder.name}_{name}",

@@ -340,6 +340,75 @@ def test_images_of_another_size_than_the_checkpoint_are_resized(folder, data, tm
     assert rows_of(results, model="ip2p", protocol="paper")[0]["n_images"] == 1
 
 
+def test_nothing_is_counted_twice(folder, data, tmp_path):
+    """Repeated options, one checkpoint by two paths, and two of one name."""
+    other = tmp_path / "other" / "ip2p"
+    shutil.copytree(folder / "ip2p", other)
+    tiny.change(other / "unet")
+    again = [tmp_path / "other" / "direct", tmp_path / "wild" / EXAMPLES.name]
+    shutil.copytree(folder / "direct", again[0])
+    tiny.change(again[0])
+    shutil.copytree(EXAMPLES, again[1])
+    given = ["--data", data, "--limit", 1]
+    given += [*["--direction", "ct2mr"] * 2, *["--split", "val"] * 2, *["--speed", "fast"] * 2]
+    given += ["--checkpoint", folder, "--checkpoint", folder / "ip2p", "--checkpoint", other, "--checkpoint", again[0]]
+    results = evaluate(tmp_path / "out", *given, "--wild", EXAMPLES, "--wild", EXAMPLES, "--wild", again[1])
+    assert all(r["n_images"] == 1 for r in results["rows"])
+    val = [r for r in results["rows"] if r["split"] == "val" and r["protocol"] == "paper" and r["speed"] != "none"]
+    assert len({r["model"] for r in val}) == len(val) == 4
+    assert len({r["psnr"] for r in val}) == 4
+    assert len({r["dataset"] for r in results["rows"] if r["split"] == "wild"}) == 2
+
+
+def test_rows_tell_the_settings_that_they_were_made_with(full):
+    _, results = full
+    for row in results["rows"]:
+        sampled = row["speed"] == "diffusion"
+        assert (row["steps"], row["guidance"], row["seed"]) == ((2, 1.0, 0) if sampled else (None, None, None))
+        assert row["samples"] == (None if not sampled else 2 if "mean of" in row["model"] else 1)
+    of_one = rows_of(results, split="val", direction="ct2mr", model="ip2p", speed="diffusion", protocol="paper")
+    zero_shot = rows_of(results, split="val", direction="ct2mr", model="zero-shot ip2p", protocol="paper")
+    # The same weights here, so the same picture: one sample, not the mean of two.
+    assert of_one[0]["psnr"] == zero_shot[0]["psnr"]
+
+
+def test_the_mean_image_follows_the_training_images(folder, data, tmp_path):
+    copy = shutil.copytree(data, tmp_path / "data")
+    given = ["--checkpoint", folder, "--data", copy, "--direction", "ct2mr", "--limit", 1]
+    before = evaluate(tmp_path / "out", *given)
+    for path in (copy / "train").glob("*_mr.png"):
+        cv2.imwrite(str(path), cv2.imread(str(path)) // 2)
+    after = evaluate(tmp_path / "out", *given)
+    psnr = [rows_of(r, model="mean image", protocol="paper")[0]["psnr"] for r in (before, after)]
+    assert psnr[0] > psnr[1] + 1
+
+
+def test_another_contrast_in_the_wild_has_no_mean_image(folder, data, tmp_path, ct_pictures, mr_pictures):
+    wild = tmp_path / "brain-t2"
+    wild.mkdir()
+    cv2.imwrite(str(wild / "x_10_ct.png"), ct_pictures["brain"][10])
+    cv2.imwrite(str(wild / "x_10_mr.png"), mr_pictures[10])
+    given = ["--checkpoint", folder, "--data", data, "--limit", 1, "--wild", wild]
+    results = evaluate(tmp_path / "out", *given)
+    models = {(r["direction"], r["model"]) for r in results["rows"] if r["split"] == "wild"}
+    assert ("ct2mr", "ip2p") in models
+    assert not any(direction == "mr2ct" for direction, _ in models), "a brain window holds no HU to compare with"
+    assert not any(model == "mean image" for _, model in models)
+
+
+def test_unseen_patients_are_claimed_only_where_that_is_known(folder, data, tmp_path):
+    import hashlib
+
+    known = shutil.copytree(folder / "ip2p", tmp_path / "ip2p")
+    sha = hashlib.sha256((data / "train" / "metadata.jsonl").read_bytes()).hexdigest()
+    (known / "mediffuse.json").write_text(json.dumps({"training": {"steps": 1, "data_sha256": sha}}))
+    given = ["--data", data, "--direction", "ct2mr", "--limit", 1]
+    seen = evaluate(tmp_path / "out", *given, "--checkpoint", known)
+    assert seen["settings"]["unseen"] is False, "the val split here is a copy of the train split"
+    unknown = evaluate(tmp_path / "out", *given, "--checkpoint", folder)
+    assert unknown["settings"]["unseen"] is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -353,6 +422,11 @@ def test_images_of_another_size_than_the_checkpoint_are_resized(folder, data, tm
         (["--data", "DATA", "--checkpoint", "TINY/ip2p", "--direction", "contour2mr"], "no checkpoint for this"),
         (["--data", "DATA", "--checkpoint", "ONE_WAY", "--direction", "ct2mr"], "no checkpoint for this"),
         (["--data", "EMPTY"], "holds no pairs"),
+        (["--data", "DATA", "--samples", "4"], "add --speed diffusion"),
+        (["--data", "DATA", "--steps", "0"], "Steps must be between"),
+        (["--data", "DAMAGED"], "line 1, is damaged"),
+        (["--data", "DATA", "--checkpoint", "TRUNCATED"], "is damaged"),
+        (["--data", "OUT"], "must not lie in each other"),
         (["--data", "UNEQUAL", "--checkpoint", "TINY"], "different sizes"),
         (["--data", "DATA", "--checkpoint", "TINY", "--lpips", "nowhere.pth"], "no file nowhere.pth"),
     ],
@@ -371,6 +445,17 @@ def test_errors_are_clear(folder, data, tmp_path, capsys, arguments, said):
             copy = shutil.copytree(folder / "ip2p", tmp_path / "one_way")
             (copy / "mediffuse.json").write_text('{"directions": ["mr2ct"]}')
             return str(copy)
+        if argument == "DAMAGED":
+            copy = shutil.copytree(data, tmp_path / "damaged")
+            (copy / "val" / "metadata.jsonl").write_text('{"file')
+            return str(copy)
+        if argument == "TRUNCATED":
+            copy = shutil.copytree(folder / "ip2p", tmp_path / "truncated")
+            (path,) = (copy / "unet").glob("*.safetensors")
+            path.write_bytes(path.read_bytes()[:100])
+            return str(copy)
+        if argument == "OUT":
+            return str(tmp_path)
         return argument.replace("DATA", str(data)).replace("TINY", str(folder))
 
     assert main([*map(place, arguments), "--output", str(tmp_path / "out")]) == 1
@@ -397,6 +482,19 @@ def test_lpips_with_given_weights(data, folder, tmp_path):
     results = evaluate(tmp_path / "out", *given, "--lpips", tmp_path / "alexnet.pth")
     assert all(0 < r["lpips"] < 5 for r in results["rows"] if r["protocol"] == "paper")
     assert "LPIPS" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_impossible_numbers_are_refused(data, tmp_path, capsys):
+    for option, value in (("--limit", "0"), ("--limit", "-1"), ("--sweep", "-1"), ("--around", "-1")):
+        with pytest.raises(SystemExit):
+            main(["--data", str(data), option, value, "--output", str(tmp_path / "out")])
+        assert f"argument {option}: must be" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_told_of(data, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["--data", str(data), "--output", str(tmp_path / "file" / "out")]) == 1
+    assert "error:" in capsys.readouterr().err
 
 
 def test_the_bundled_report_is_what_readme_and_cards_quote():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -127,7 +128,7 @@ def test_directions_share_their_images(volumes):
 
 def test_unusable_patients_are_left_out_and_named(volumes):
     _, done = volumes
-    assert "no_mr: no mr.nii.gz beside ct.nii.gz, left out" in done.stderr
+    assert "no_mr/ct.nii.gz: no MRI beside it, left out" in done.stderr
     assert "shifted: The two scans do not lie on the same grid: they are up to 5.0 mm apart." in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -223,10 +224,45 @@ def test_ct_only_folders_are_unpaired(from_pictures, ct_pictures, ct):
 
 def test_damaged_pictures_are_left_out_and_named(from_pictures):
     _, done = from_pictures
-    for name in ("p4_axial_ct.png", "p5_axial_ct.png", "p6_axial_ct.png"):
-        assert f"{name}: no MR picture of the same size beside it, left out" in done.stderr
+    for name in ("p4_axial_mr.png", "p6_axial_mr.png"):
+        assert f"{name}: missing or damaged, left out" in done.stderr
+    assert re.search(r"p5_axial_ct.png: (\d+) x \d+ pixels, and its MR picture \1 x 100, left out", done.stderr)
     assert "cut.png: cannot be read as a picture, left out" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_masks_names_and_manifests_that_mislead(tmp_path, ct_pictures, mr_pictures):
+    folder = tmp_path / "test2"  # no T2
+    for name in ("sub_0_axial", "sub_1_axial", "sub_2_axial"):
+        write_picture(folder / f"{name}_ct.png", ct_pictures["full"][10])
+        write_picture(folder / f"{name}_mr.png", mr_pictures[10])
+    write_picture(folder / "sub_2_axial_mask.png", ct_pictures["full"][10][:50])
+    output = tmp_path / "out"
+    done = prepare("--input", folder, "--output", output, "--val", 0, "--test", 0)
+    assert "sub_2_axial_mask.png: damaged, or not of the size" in done.stderr
+    made = rows(output, "train")
+    assert {row["patient"] for row in made} == {"sub_0", "sub_1"}
+    assert {row["contrast"] for row in made} == {"T1"}
+    twice = tmp_path / "twice"
+    for part in ("a", "b"):
+        write_picture(twice / part / "p_axial_ct.png", ct_pictures["full"][10])
+        write_picture(twice / part / "p_axial_mr.png", mr_pictures[10])
+    (folder / "manifest.csv").write_text("patient,plane\n0,axial\n")
+    for given, message in ((folder, "hu_slope"), (twice, "Two pictures would be called")):
+        done = prepare("--input", given, "--output", tmp_path / "other")
+        assert done.returncode == 2
+        assert message in done.stderr
+
+
+def test_volumes_in_one_folder(tmp_path, ct_path, mr_path):
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    for patient in ("one", "two"):
+        (folder / f"{patient}_ct.nii.gz").symlink_to(ct_path)
+        (folder / f"{patient}_{'t2' if patient == 'two' else 'mr'}.nii.gz").symlink_to(mr_path)
+    done = prepare("--input", folder, "--output", tmp_path / "out", "--val", 0, "--test", 0)
+    assert done.returncode == 0, done.stderr
+    assert {(r["patient"], r["contrast"]) for r in rows(tmp_path / "out", "train")} == {("one", "T1"), ("two", "T2")}
 
 
 def test_datasets_loads_it(tmp_path, synthrad, pictures, monkeypatch):
@@ -273,7 +309,7 @@ def test_around_is_centred_and_stays_inside():
     ("arguments", "message"),
     [
         (["--input", "{tmp}/nowhere"], "is not a folder"),
-        (["--input", "{tmp}"], "holds neither <patient>/ct.nii.gz nor pictures"),
+        (["--input", "{tmp}"], "holds no pairs, neither <patient>/ct.nii.gz nor pictures"),
         ([], "required: --input"),
     ],
 )

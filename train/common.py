@@ -231,6 +231,8 @@ class Run:
         per_step = o.batch_size * o.gradient_accumulation * accelerator.num_processes
         if accelerator.is_main_process:
             self._describe()
+            for name in ("log.csv", "validation.csv") if step == 0 else ():
+                (o.output / name).unlink(missing_ok=True)  # of a run before this one
         accelerator.init_trackers("mediffuse")
         remaining = Subset(dataset, range(step * per_step, o.steps * per_step))
         loader = accelerator.prepare(
@@ -276,8 +278,8 @@ class Run:
         bar.close()
         self.ema.copy_to(self.parameters)
         if accelerator.is_main_process:
-            self._log("validation.csv", step, **validate())
             save(o.output)
+            self._log("validation.csv", step, **validate())
         accelerator.wait_for_everyone()
         accelerator.end_training()
 
@@ -298,6 +300,8 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def _log(self, name: str, step: int, **values: float) -> None:
+        if not values:
+            return
         self.accelerator.log(values, step=step)
         if not self.accelerator.is_main_process:
             return
@@ -377,10 +381,12 @@ def _plain(value):
 
 @torch.no_grad()
 def validate(predict_for: Callable[[str], Predict], options: Options, directions) -> dict:
-    """PSNR and SSIM by protocol "paper" on central axial T1 pairs of the val split."""
+    """PSNR and SSIM by protocol "paper" on central axial T1 pairs of the val split, where it has some."""
     figures, folder = {}, options.data / "val"
     for direction in directions:
-        rows = list(rows_for(read_rows(folder), (direction,)))
+        rows = list(rows_for(read_rows(folder), (direction,))) if (folder / "metadata.jsonl").is_file() else []
+        if not rows or not options.validate_images:
+            continue
         results = score_rows(folder, central_rows(rows)[: options.validate_images], predict_for(direction))
         means = next(s for s in summarise(results) if s["protocol"] == "paper")
         figures[f"{direction}_psnr"], figures[f"{direction}_ssim"] = means["psnr"], means["ssim"]

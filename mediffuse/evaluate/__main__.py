@@ -30,6 +30,16 @@ from mediffuse.scan import PLANES
 from mediffuse.translate import SPEEDS
 
 
+def _at_least(low: int):
+    def convert(text: str) -> int:
+        value = int(text)
+        if value < low:
+            raise argparse.ArgumentTypeError(f"must be {low} or more")
+        return value
+
+    return convert
+
+
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m mediffuse.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -45,15 +55,25 @@ def parser() -> argparse.ArgumentParser:
     add("--plane", default="axial", choices=PLANES)
     add("--contrast", choices=CONTRASTS, help="of --data; default: T1 where there is any; --wild takes either")
     add("--source", help="only pairs of this input folder of train/prepare.py")
-    add("--around", type=int, default=0, help="of volumes that are not prepared yet, slices around the central one")
-    add("--limit", type=int, help="images per direction, split and folder")
+    add(
+        "--around",
+        type=_at_least(0),
+        default=0,
+        help="of volumes not prepared yet: slices around the central one",
+    )
+    add("--limit", type=_at_least(1), help="images per direction, split and folder")
     add("--steps", type=int, default=20)
     add("--guidance", type=float, default=1.0, help="classifier-free guidance scale; 1: off")
     add("--image-guidance", type=float, default=1.0)
     add("--seed", type=int, default=0)
-    add("--samples", type=int, default=1, help="of diffusion; from 2 on their mean and its uncertainty too")
-    add("--sweep", type=int, default=0, metavar="N", help="also other steps and guidance scales, on N images")
-    add("--sweep-steps", type=int, nargs="+", default=[2, 5, 10, 20, 50])
+    add(
+        "--samples",
+        type=int,
+        default=1,
+        help="of diffusion; from 2 on also their mean and its uncertainty (not on train)",
+    )
+    add("--sweep", type=_at_least(0), default=0, metavar="N", help="also other steps and guidance scales, on N images")
+    add("--sweep-steps", type=_at_least(1), nargs="+", default=[2, 5, 10, 20, 50])
     add("--sweep-guidance", type=float, nargs="+", default=[1.0, 1.5, 3.0, 7.5])
     add("--lpips", type=Path, metavar="FILE", help="torchvision's AlexNet weights (.pth): LPIPS too")
     add("--fid", type=Path, metavar="FILE", help="torch-fidelity's InceptionV3 weights (.pth): FID too")
@@ -73,12 +93,12 @@ def main(argv: list[str] | None = None) -> int:
     state = PartialState(cpu=not torch.cuda.is_available())
     try:
         results = experiment.run(args, state)
-    except (CheckpointError, DatasetError, LayoutError, ValueError) as error:
+    except (CheckpointError, DatasetError, LayoutError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if state.is_main_process:
         report.write(results, args.output)
-        print((args.output / "results.md").read_text())
+        print((args.output / "results.md").read_text(encoding="utf-8"))
         for line in results.warnings:
             print(f"warning: {line}", file=sys.stderr)
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import hashlib
 import platform
 import shutil
 from dataclasses import dataclass, field
@@ -12,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from mediffuse import checkpoints
 from mediffuse.dataset import DatasetError, read_rows, rows_for
 from mediffuse.evaluate import perceptual, summary
 from mediffuse.evaluate.measure import Pairs, Store, check_pairs, measure, registration_of
-from mediffuse.evaluate.models import Model, Sources, baselines
-from mediffuse.prepare import LEFT_OUT, Plan, prepare
+from mediffuse.evaluate.models import Model, Sources, baselines, unique_names
+from mediffuse.prepare import LEFT_OUT, SPLITS, LayoutError, Plan, prepare
 from mediffuse.translate import Settings
 
 
@@ -51,10 +53,7 @@ def run(args: argparse.Namespace, state) -> Results | None:
 
     Raises CheckpointError, DatasetError, LayoutError or ValueError with a message for the user.
     """
-    if not args.data and not args.wild:
-        raise DatasetError("Give --data, or --wild for pairs from elsewhere.")
-    if args.fid or args.lpips:
-        perceptual.check(args.lpips, args.fid)
+    _check(args)
     settings = Settings(
         "diffusion",
         args.steps,
@@ -63,42 +62,46 @@ def run(args: argparse.Namespace, state) -> Results | None:
         seed=args.seed,
         samples=args.samples,
     )
-    speeds = args.speed or ["fast"]
+    speeds = list(dict.fromkeys(args.speed or ["fast"]))
+    splits = list(dict.fromkeys(args.split or ["val"]))
     sources = Sources(args.checkpoint, args.zero_shot)
-    directions = sources.directions(args.direction)
-    with state.main_process_first():
-        data, warnings = _prepared(args.data, args) if args.data else (None, [])
-        wild = [(given, *_prepared(given, args, wild=True)) for given in args.wild]
-    for _, _, more in wild:
-        warnings += more
+    directions = sources.directions(list(dict.fromkeys(args.direction or ())) or None)
+    names = unique_names(list(dict.fromkeys(str(p) for p in (args.data, *args.wild) if p)))
+    prepared, warnings = _prepare_once(args, splits, names, state)
+    data = prepared.get(str(args.data))
+    wild = [str(given) for given in dict.fromkeys(args.wild)]
     store = Store(args.output, state.process_index)
     state.wait_for_everyone()  # before any process writes
 
     work: list[tuple[Pairs, Model]] = []
     sweeps: list[tuple[Pairs, Model]] = []
     truths: dict[tuple, Pairs] = {}
-    for split in (args.split or ["val"]) if data else ():
-        available = read_rows(data / split)
-        chosen = _chosen(available, args)
+    for split in splits if data else ():
+        chosen = _chosen(data / split, args)
         for direction in directions:
             rows = list(rows_for(chosen, (direction,)))[: args.limit]
             if not rows:
                 _nothing(data / split, args, direction, chosen)
                 continue
-            pairs = truths[_name(args.data), split, direction] = Pairs(_name(args.data), split, data / split, rows)
-            models = [*baselines(direction, data, rows), *sources.models(direction, speeds, settings)]
+            pairs = truths[names[str(args.data)], split, direction] = Pairs(
+                names[str(args.data)], split, data / split, rows
+            )
+            # Of the train split only the plain figures are of interest, and it is the largest.
+            asked = dataclasses.replace(settings, samples=1) if split == "train" else settings
+            models = [*baselines(direction, data, rows), *sources.models(direction, speeds, asked)]
             work += [(pairs, model) for model in models]
             if args.sweep and "diffusion" in speeds and split != "train":
                 few = dataclasses.replace(pairs, rows=rows[: args.sweep])
                 some = sources.sweeps(direction, settings, args.sweep_steps, args.sweep_guidance)
                 sweeps += [(few, model) for model in some]
-    for given, folder, _ in wild:
+    for given in wild:
+        folder = prepared[given]
         available = read_rows(folder / "wild")
         for direction in directions:
             rows = list(rows_for(available, (direction,)))[: args.limit]
             if rows:
-                pairs = Pairs(_name(given), "wild", folder / "wild", rows)
-                truths[_name(given), "wild", direction] = pairs
+                pairs = Pairs(names[given], "wild", folder / "wild", rows)
+                truths[names[given], "wild", direction] = pairs
                 models = [*baselines(direction, data, rows), *sources.models(direction, speeds, settings)]
                 work += [(pairs, model) for model in models]
     if not work:
@@ -112,10 +115,10 @@ def run(args: argparse.Namespace, state) -> Results | None:
         return None
     store.read()
 
+    checked = [(key, pairs, row) for key, pairs in truths.items() for row in pairs.rows]
     shifts = {
         (key, row["input_image_file_name"]): registration_of(pairs, row, store)
-        for key, pairs in truths.items()
-        for row in pairs.rows
+        for key, pairs, row in tqdm(checked, desc="registration of the pairs")
     }
     images = pd.DataFrame([r for m in measured for r in _image_rows(*m, store, shifts)])
     facts = {(p.dataset, p.split, m.direction, m.name, m.speed): (m, keys) for p, m, keys in measured}
@@ -128,18 +131,20 @@ def run(args: argparse.Namespace, state) -> Results | None:
         group = images[np.logical_and.reduce([images[k] == row[k] for k in summary.GROUP])]
         row["n_flagged"] = int(group["flagged"].sum())
         row |= {"peak_memory_mib": max(peaks), **model.facts}
-        row |= {
-            k: v for k, v in dataclasses.asdict(model.settings).items() if k in {"steps", "guidance", "samples", "seed"}
-        }
+        sampled = row["speed"] == "diffusion"
+        row |= {k: getattr(model.settings, k) if sampled else None for k in ("steps", "guidance", "samples", "seed")}
         rows.append(row)
     if args.fid:
         perceptual.add_fid(rows, images, truths, args.output, args.fid)
-    flagged = [
-        {"dataset": key[0], "split": key[1], "image": image, **found}
-        for (key, image), found in shifts.items()
-        if found["flagged"]
-    ]
-    flagged = list({(f["dataset"], f["split"], round(f["shift_pixels"], 6)): f for f in flagged}.values())
+    flagged = {}
+    for key, pairs, row in checked:
+        found = shifts[key, row["input_image_file_name"]]
+        if found["flagged"]:
+            # Once for both directions.
+            files = frozenset((row["input_image_file_name"], row["edited_image_file_name"]))
+            facts = {"dataset": pairs.dataset, "split": pairs.split, "image": row["input_image_file_name"]}
+            flagged.setdefault((*key[:2], files), {**facts, **found})
+    flagged = list(flagged.values())
     warnings += [
         f"{f['dataset']} {f['split']} {f['image']}: the pair looks misregistered, by {f['shift_pixels']:.1f} pixels"
         for f in flagged
@@ -152,7 +157,7 @@ def run(args: argparse.Namespace, state) -> Results | None:
         uncertainty=_uncertainty(measured, store),
         flagged=flagged,
         losses=_losses([m for _, m, _ in measured]),
-        settings=_settings(args),
+        settings={**_settings(args), "unseen": _unseen(data, splits, rows) if data else None},
         truths=truths,
         output=args.output,
         pictures=not args.no_pictures,
@@ -160,27 +165,85 @@ def run(args: argparse.Namespace, state) -> Results | None:
     )
 
 
-def _name(given: Path) -> str:
-    return given.resolve().name
+def _check(args: argparse.Namespace) -> None:
+    """Raise DatasetError for options that contradict each other, before any work."""
+    if not args.data and not args.wild:
+        raise DatasetError("Give --data, or --wild for pairs from elsewhere.")
+    if (args.samples > 1 or args.sweep) and "diffusion" not in (args.speed or ()):
+        raise DatasetError("--samples and --sweep are of diffusion: add --speed diffusion.")
+    output = args.output.resolve()
+    for folder in (p.resolve() for p in (args.data, *args.wild) if p):
+        if output == folder or folder in output.parents or output in folder.parents:
+            raise DatasetError(f"--output {args.output} and {folder} must not lie in each other.")
+    if args.fid or args.lpips:
+        perceptual.check(args.lpips, args.fid)
+    args.output.mkdir(parents=True, exist_ok=True)
 
 
-def _prepared(given: Path, args: argparse.Namespace, wild: bool = False) -> tuple[Path, list[str]]:
-    """A prepared dataset: `given`, or made from it in the output folder; and what was left out of it."""
-    if any(given.glob("*/metadata.jsonl")) and not wild:
-        return given, []
+def _prepare_once(args: argparse.Namespace, splits: list[str], names: dict, state) -> tuple[dict[str, Path], list[str]]:
+    """Folders of prepared datasets by what was given, and what was left out of them. One process
+    prepares; all raise what it raises."""
+    from accelerate.utils import broadcast_object_list
+
+    outcome: list = [None]
+    if state.is_main_process:
+        try:
+            found, warnings = {}, []
+            for given, name in names.items():
+                wild = given != str(args.data)
+                found[given], left_out = _prepared(Path(given), name, args, None if wild else splits)
+                warnings += left_out
+            outcome = [(found, warnings)]
+        except (DatasetError, LayoutError, OSError) as error:
+            outcome = [DatasetError(str(error))]
+    if state.num_processes > 1:
+        broadcast_object_list(outcome)
+    if isinstance(outcome[0], DatasetError):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _prepared(given: Path, name: str, args: argparse.Namespace, splits: list[str] | None) -> tuple[Path, list[str]]:
+    """A prepared dataset: `given`, or made from it in the output folder; and what was left out of it.
+
+    `splits` are those asked for, None for pairs from elsewhere.
+    """
+    wild = splits is None
     if any(given.glob("*/metadata.jsonl")):
-        raise DatasetError(f"{given} is a prepared dataset: give it by --data, and --wild the pairs as they came.")
-    output = args.output / "prepared" / ("wild" if wild else "data") / _name(given)
+        if wild:
+            raise DatasetError(f"{given} is a prepared dataset: give it by --data, and --wild the pairs as they came.")
+        return given, []
+    output = args.output / "prepared" / ("wild" if wild else "data") / name
     # Prepared anew each time: what was given may have changed, and it takes seconds.
     shutil.rmtree(output, ignore_errors=True)
-    plan = Plan((args.plane,), args.around, split="wild" if wild else None)
-    prepare([given], output, plan)
+    # Where the folder does not split its patients, all are measured.
+    split = "wild" if wild else None if any((given / s).is_dir() for s in SPLITS) else splits[0]
+    made = prepare([given], output, Plan((args.plane,), args.around, contrast=args.contrast, split=split))
+    if not set(made) - {"unpaired"}:
+        raise DatasetError(f"{given} holds no pairs of CT and MRI.")
     left_out = output / LEFT_OUT
-    return output, [f"{line}: left out" for line in left_out.read_text().splitlines()] if left_out.is_file() else []
+    lines = left_out.read_text(encoding="utf-8").splitlines() if left_out.is_file() else []
+    return output, [f"{line}: left out" for line in lines]
 
 
-def _chosen(available: list[dict], args: argparse.Namespace) -> list[dict]:
-    """The rows of the plane, source and contrast that were asked for."""
+def _unseen(data: Path, splits: list[str], rows: list[dict]) -> bool | None:
+    """Whether the checkpoints saw none of the measured patients in training; None if that is not known."""
+    train = data / "train" / "metadata.jsonl"
+    own = [r for r in rows if r["split"] != "wild" and r["speed"] != "none"]
+    if not train.is_file() or not own:
+        return None
+    digest = hashlib.sha256(train.read_bytes()).hexdigest()
+    if any(r.get("training_data_sha256") != digest for r in own):
+        return None
+    seen = {r.get("patient") for r in read_rows(train.parent)}
+    return not any(r.get("patient") in seen for split in splits if split != "train" for r in read_rows(data / split))
+
+
+def _chosen(folder: Path, args: argparse.Namespace) -> list[dict]:
+    """A split's rows of the plane, source and contrast that were asked for."""
+    available = read_rows(folder)
+    if any("direction" not in r or "plane" not in r for r in available):
+        raise DatasetError(f"{folder} holds no pairs that train/prepare.py wrote.")
     rows = [r for r in available if r["plane"] == args.plane and args.source in (None, r["source"])]
     wanted = args.contrast or ("T1" if any(r["contrast"] == "T1" for r in rows) else "T2")
     return [r for r in rows if r["contrast"] == wanted]
@@ -257,7 +320,7 @@ def _losses(models: list[Model]) -> pd.DataFrame:
     for source in dict.fromkeys(m.source for m in models if m.source):
         path = checkpoints.find_file(source, checkpoints.LOSSES)
         if path:
-            with contextlib.suppress(ValueError):  # another program's training.csv
+            with contextlib.suppress(KeyError, OSError, ValueError):  # another program's training.csv
                 frames.append(pd.read_csv(path)[["stage", "step", "loss"]])
     columns = ["stage", "step", "loss"]
     return pd.concat(frames).drop_duplicates() if frames else pd.DataFrame(columns=columns)
@@ -269,7 +332,18 @@ def _settings(args: argparse.Namespace) -> dict:
 
     cuda = torch.cuda.is_available()
     versions = {"python": platform.python_version(), "torch": torch.__version__, "diffusers": diffusers.__version__}
-    asked = ("steps", "guidance", "image_guidance", "seed", "samples", "plane", "contrast", "source", "command")
+    asked = (
+        "steps",
+        "guidance",
+        "image_guidance",
+        "seed",
+        "samples",
+        "plane",
+        "contrast",
+        "source",
+        "limit",
+        "command",
+    )
     return {
         **{name: getattr(args, name) for name in asked},
         "hardware": torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} CPU cores",

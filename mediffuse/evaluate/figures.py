@@ -9,11 +9,13 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from mediffuse.contours import contour_hint
+from mediffuse.dataset import read_pair
 from mediffuse.display import ERROR_SCALE, error_map
 from mediffuse.evaluate.calibration import FRACTIONS
 from mediffuse.evaluate.measure import picture_pair
 from mediffuse.evaluate.summary import title_of
-from mediffuse.intensity import MR_OUTPUT_LIMITS
+from mediffuse.intensity import MR_OUTPUT_LIMITS, decode_ct
 from mediffuse.metrics import PAPER_CT_RANGE
 from mediffuse.prompts import modalities
 
@@ -167,6 +169,9 @@ def _shown(results: Results, row) -> dict[str, np.ndarray]:
     pairs = results.truths[row.dataset, row.split, row.direction]
     source = next(r for r in pairs.rows if r["input_image_file_name"] == row.image)
     given, truth = picture_pair(pairs, source)
+    if row.direction == "contour2mr":
+        ct, _, _ = read_pair(pairs.folder, source)
+        given = contour_hint(decode_ct(ct)).max(axis=-1)
     made = cv2.imread(str(results.output / row.picture), cv2.IMREAD_GRAYSCALE)
     output = modalities(row.direction)[1]
     low, high = PAPER_CT_RANGE if output == "CT" else MR_OUTPUT_LIMITS

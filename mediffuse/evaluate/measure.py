@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import time
@@ -55,15 +56,15 @@ class Store:
         self.pictures = output / "pictures"
         self.pictures.mkdir(parents=True, exist_ok=True)
         self.records: dict[str, dict] = {}
-        if self.file.is_file() and not self.file.read_text().endswith("\n"):
-            with self.file.open("a") as file:
+        if self.file.is_file() and not self.file.read_text(encoding="utf-8").endswith("\n"):
+            with self.file.open("a", encoding="utf-8") as file:
                 file.write("\n")  # else the next record would be lost with the one that was cut short
         self.read()
 
     def read(self) -> None:
         """Read what every process has written."""
         for path in sorted(self.output.glob("measured-*.jsonl")):
-            for line in path.read_text().splitlines():
+            for line in path.read_text(encoding="utf-8").splitlines():
                 try:
                     record = json.loads(line)
                 except ValueError:
@@ -78,7 +79,7 @@ class Store:
         return record
 
     def add(self, key: str, record: dict) -> None:
-        with self.file.open("a") as file:
+        with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"key": key, **record}) + "\n")
         self.records[key] = record
 
@@ -90,7 +91,22 @@ class Store:
 
 
 def key_of(*parts: str) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return hashlib.sha256("\n".join((*parts, _program())).encode()).hexdigest()
+
+
+@functools.cache
+def _program() -> str:
+    """What else a measurement depends on: our code, the libraries that compute, and the device."""
+    import diffusers
+    import torch
+
+    digest = hashlib.sha256()
+    library = Path(__file__).parents[1]
+    for path in sorted(library.rglob("*.py")):
+        if "ui" not in path.relative_to(library).parts:
+            digest.update(path.read_bytes())
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return f"{digest.hexdigest()} {torch.__version__} {diffusers.__version__} {device}"
 
 
 def measure(model: Model, pairs: Pairs, store: Store, state) -> list[str]:
@@ -98,8 +114,12 @@ def measure(model: Model, pairs: Pairs, store: Store, state) -> list[str]:
 
     Skips what the store holds. Returns the keys of all records, in the order of the pairs.
     """
-    keys = {key_of(model.identity, model.direction, pairs.identity(row)): row for row in pairs.rows}
-    todo = [(key, row) for key, row in keys.items() if store.get(key) is None]
+    keys = [key_of(model.identity, model.direction, pairs.identity(row)) for row in pairs.rows]
+    if state.num_processes > 1:  # all must see the same is left to do
+        state.wait_for_everyone()
+        store.read()
+        state.wait_for_everyone()
+    todo = [(key, row) for key, row in zip(keys, pairs.rows, strict=True) if store.get(key) is None]
     with state.split_between_processes(todo) as mine:
         if mine:
             predict = model.load()
@@ -108,7 +128,7 @@ def measure(model: Model, pairs: Pairs, store: Store, state) -> list[str]:
         title = f"{pairs.dataset} {pairs.split} {model.direction} {model.title}"
         for key, row in tqdm(mine, desc=title, disable=not mine or not state.is_local_main_process):
             store.add(key, _measure_one(model, predict, pairs.folder, row, key, store))
-    return list(keys)
+    return keys
 
 
 def _measure_one(model: Model, predict, folder: Path, row: dict, key: str, store: Store) -> dict:
@@ -153,14 +173,20 @@ def picture_pair(pairs: Pairs, row: dict) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_pairs(pairs: Iterable[Pairs]) -> None:
-    """Raise DatasetError, naming the file, for a pair that cannot be read or whose sizes differ."""
+    """Raise DatasetError, naming the file, for a pair that cannot be read or compared."""
     for part in pairs:
         for row in part.rows:
             source, target, mask = read_pair(part.folder, row)
             shapes = {x.shape[:2] for x in (source, target, mask) if x is not None}
+            name = part.folder / row["input_image_file_name"]
             if len(shapes) > 1:
                 sizes = " and ".join(f"{w} x {h}" for h, w in sorted(shapes))
                 raise DatasetError(
-                    f"{part.folder / row['input_image_file_name']} and its pair have different sizes ({sizes} pixels). "
+                    f"{name} and its pair have different sizes ({sizes} pixels). "
                     "They must be registered and of one size: run train/prepare.py."
                 )
+            if source.shape[0] != source.shape[1]:
+                raise DatasetError(f"{name} is not square: run train/prepare.py, which fits pictures into squares.")
+            truth = grey(target, modalities(row["direction"])[1])
+            if truth.min() == truth.max():
+                raise DatasetError(f"{part.folder / row['edited_image_file_name']}: the picture is one constant value.")

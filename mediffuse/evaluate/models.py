@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import numpy as np
 from mediffuse import checkpoints, direct
 from mediffuse.checkpoints import Checkpoint, CheckpointError
 from mediffuse.contours import Thresholds, contour_hint
-from mediffuse.dataset import DatasetError, read_pair, read_rows, rows_for
+from mediffuse.dataset import read_pair, read_rows, rows_for
 from mediffuse.evaluate.score import Predict, grey
 from mediffuse.evaluate.summary import DIRECT, title_of
 from mediffuse.intensity import AIR_HU, MR_OUTPUT_LIMITS, decode, decode_ct, encode
@@ -107,15 +108,9 @@ def copied(direction: str) -> Predict:
     return predict
 
 
-def mean_image(direction: str, train: Path, rows: list[dict]) -> Predict:
-    """The mean of the training images of the planes, contrasts and sources of `rows`."""
+def mean_image(direction: str, train: Path, like: list[dict]) -> Predict:
+    """The mean of the training images of `like`."""
     output = modalities(direction)[1]
-    kinds = {(row["plane"], row["contrast"]) for row in rows}
-    like = [r for r in rows_for(read_rows(train), (direction,)) if (r["plane"], r["contrast"]) in kinds]
-    sources = {row["source"] for row in rows}
-    like = [row for row in like if row["source"] in sources] or like
-    if not like:
-        raise DatasetError(f"{train} has no pairs like these to average.")
     # In units, then encoded: the mean of three clipped windows is not a CT.
     total, size = 0.0, None
     for row in like:
@@ -126,17 +121,29 @@ def mean_image(direction: str, train: Path, rows: list[dict]) -> Predict:
     return lambda source, row: _resize(image, len(source))[None]
 
 
+def training_rows_like(direction: str, train: Path, rows: list[dict]) -> list[dict]:
+    """Training rows of the planes, contrasts and, where there are any, sources of `rows`."""
+    kinds = {(row["plane"], row["contrast"]) for row in rows}
+    like = [r for r in rows_for(read_rows(train), (direction,)) if (r["plane"], r["contrast"]) in kinds]
+    sources = {row["source"] for row in rows}
+    return [row for row in like if row["source"] in sources] or like
+
+
 def baselines(direction: str, data: Path | None, rows: list[dict]) -> list[Model]:
-    """The trivial baselines; without a train split there is no mean image."""
+    """The trivial baselines; without training images like `rows` there is no mean image."""
     made = [
         Model("black", direction, "none", lambda: black(direction), f"black {AIR_HU}"),
         Model("input copied", direction, "none", lambda: copied(direction), "copied"),
     ]
     train = data / "train" if data else None
-    if train and (train / "metadata.jsonl").is_file():
-        identity = hashlib.sha256((train / "metadata.jsonl").read_bytes() + repr(rows).encode()).hexdigest()
-        load = lambda: mean_image(direction, train, rows)  # noqa: E731
-        made.append(Model("mean image", direction, "none", load, f"mean {identity}"))
+    like = training_rows_like(direction, train, rows) if train and (train / "metadata.jsonl").is_file() else []
+    if like:
+        digest = hashlib.sha256()
+        for row in like:
+            path = train / row["edited_image_file_name"]
+            digest.update(path.read_bytes() if path.is_file() else b"")
+        load = lambda: mean_image(direction, train, like)  # noqa: E731
+        made.append(Model("mean image", direction, "none", load, f"mean {digest.hexdigest()}"))
     return made
 
 
@@ -151,15 +158,18 @@ class Sources:
         self.given = given or [os.environ.get(checkpoints.VARIABLE) or str(checkpoints.BUNDLED)]
         self.zero_shot = zero_shot or []
         self._loaded: tuple[tuple, object] | None = None
-        names = [Path(source).name for source in {s for d in DIRECTIONS for s, _ in self._find(d)}]
-        self._ambiguous = {name for name in names if names.count(name) > 1}
+        found = {source for d in DIRECTIONS for source, _ in self._find(d)}
+        self._names = unique_names([s for s in found if not direct.is_direct(Path(s))])
+        self._names |= unique_names([s for s in found if direct.is_direct(Path(s))])
 
-    def _find(self, direction: str) -> Iterator[tuple[str, bool]]:
-        """(source, whether it is zero-shot) of each checkpoint of a direction."""
-        for entry in self.given:
-            yield from ((source, False) for source in _sources(entry, direction))
-        for entry in self.zero_shot:
-            yield from ((source, True) for source in _sources(entry, direction))
+    def _find(self, direction: str) -> list[tuple[str, bool]]:
+        """(source, whether it is zero-shot) of each checkpoint of a direction, each once."""
+        found: dict[tuple, tuple[str, bool]] = {}
+        for entries, zero_shot in ((self.given, False), (self.zero_shot, True)):
+            for source in (s for entry in entries for s in _sources(entry, direction)):
+                same = Path(source).resolve() if Path(source).is_dir() else source
+                found.setdefault((same, zero_shot), (source, zero_shot))
+        return list(found.values())
 
     def directions(self, asked: list[str] | None) -> list[str]:
         """The directions to measure: those asked for, or all that a checkpoint serves.
@@ -184,14 +194,15 @@ class Sources:
         made = []
         for source, zero_shot in self._find(direction):
             folder = Path(source)
+            name = self._names[source]
             if direct.is_direct(folder):
-                made.append(self._model(DIRECT, direction, "fast", source, Settings()))
-                continue
-            name = f"{folder.parent.name}/{folder.name}" if folder.name in self._ambiguous else folder.name
-            if zero_shot:
-                made.append(self._model(f"zero-shot {name}", direction, "diffusion", source, settings))
+                title = DIRECT if name == folder.name else f"{DIRECT} {name}"
+                made.append(self._model(title, direction, "fast", source, Settings()))
                 continue
             one = dataclasses.replace(settings, samples=1)
+            if zero_shot:
+                made.append(self._model(f"zero-shot {name}", direction, "diffusion", source, one))
+                continue
             made += [self._model(name, direction, speed, source, one) for speed in speeds]
             if settings.samples > 1 and "diffusion" in speeds:
                 title = f"{name}, mean of {settings.samples}"
@@ -205,12 +216,13 @@ class Sources:
         return [
             self._model(model.name, direction, "diffusion", model.source, dataclasses.replace(one, **change))
             for model in self.models(direction, ["diffusion"], one)
-            if model.name != DIRECT and not model.name.startswith("zero-shot")
+            if not model.name.startswith((DIRECT, "zero-shot"))
             for change in changes
         ]
 
     def _model(self, name: str, direction: str, speed: str, source: str, settings: Settings) -> Model:
-        settings = dataclasses.replace(settings, speed=speed)
+        # One step from zero latents has no other settings.
+        settings = Settings() if speed == "fast" else dataclasses.replace(settings, speed=speed)
         identity = f"{fingerprint(source)} {dataclasses.asdict(settings)}"
         facts = training_facts(source)
         return Model(
@@ -249,10 +261,26 @@ def _sources(entry: str, direction: str) -> list[str]:
     return found
 
 
+def unique_names(sources: list[str]) -> dict[str, str]:
+    """Names by source: the last part of its path, and as many before it as tell it from the others."""
+    parts = {s: (Path(s).resolve() if Path(s).exists() else Path(s)).parts for s in sources}
+    names = {}
+    for source, own in parts.items():
+        others = [p for s, p in parts.items() if s != source]
+        count = next((n for n in range(1, len(own)) if all(p[-n:] != own[-n:] for p in others)), len(own))
+        names[source] = "/".join(own[-count:])
+    return names
+
+
+@functools.cache
 def fingerprint(source: str) -> str:
-    """Hash of a checkpoint folder's weights and configs; a hub id is its own."""
+    """Hash of a checkpoint folder's weights and configs, or the commit of a hub id."""
     folder = Path(source)
     if not folder.is_dir():
+        from huggingface_hub import HfApi
+
+        with contextlib.suppress(OSError, ValueError):  # no network, no such repository
+            return HfApi().model_info(source).sha or source
         return source
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
@@ -276,6 +304,7 @@ def training_facts(source: str) -> dict:
         "training_seconds": over_stages("seconds", sum),
         "training_peak_memory_mib": over_stages("peak_memory_mib", max),
         "training_hardware": stages[-1].get("hardware") if stages else None,
+        "training_data_sha256": stages[-1].get("data_sha256") if stages else None,
     }
 
 
@@ -285,11 +314,14 @@ _WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetenso
 
 def _parameters(source: str) -> int | None:
     """Parameters of all parts, from the headers of the weight files; None where there are no such files."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     total = 0
     for path in Path(source).rglob("*.safetensors"):
         if _WEIGHTS.fullmatch(path.name) and path.parent.name != "safety_checker":
-            with safe_open(path, "pt") as file:
-                total += sum(int(np.prod(file.get_slice(key).get_shape())) for key in file.keys())  # noqa: SIM118
+            try:
+                with safe_open(path, "pt") as file:
+                    total += sum(int(np.prod(file.get_slice(key).get_shape())) for key in file.keys())  # noqa: SIM118
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(f"{path} is damaged: train or download the checkpoint again.") from error
     return total or None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +41,11 @@ CAPTIONS = {
 
 def write(results: Results, output: Path) -> None:
     """Write every file of a report into `output`."""
-    (output / "figures").mkdir(parents=True, exist_ok=True)
+    # What an earlier run with other options left would pass for this one's.
+    shutil.rmtree(output / "figures", ignore_errors=True)
+    (output / "figures").mkdir(parents=True)
+    for path in output.glob("card_*.md"):
+        path.unlink()
     content = {
         "rows": results.rows,
         "tests": results.tests,
@@ -48,12 +54,12 @@ def write(results: Results, output: Path) -> None:
         "flagged": results.flagged,
         "settings": results.settings,
     }
-    (output / "results.json").write_text(json.dumps(summary.finite(content), indent=2) + "\n")
+    (output / "results.json").write_text(json.dumps(summary.finite(content), indent=2) + "\n", encoding="utf-8")
     results.images.to_csv(output / "images.csv", index=False)
-    (output / "results.md").write_text(markdown(results.rows))
+    (output / "results.md").write_text(markdown(results.rows), encoding="utf-8")
     for name, text in cards(results.rows).items():
-        (output / f"card_{name}.md").write_text(text)
-    (output / "report.html").write_text(html(results, output))
+        (output / f"card_{name}.md").write_text(text, encoding="utf-8")
+    (output / "report.html").write_text(html(results, output), encoding="utf-8")
 
 
 def markdown(rows: list[dict], by: tuple[str, ...] = ()) -> str:
@@ -82,7 +88,7 @@ def cell(row: dict, metric: str, digits: int) -> str:
     if row.get(metric) is None:  # not measured, or infinite in a file
         return ""
     text = f"{row[metric]:.{digits}f}"
-    if row["n_patients"] > 1:
+    if row[f"{metric}_std"] is not None:
         text += f" ± {row[f'{metric}_std']:.{digits}f}"
     if row[f"{metric}_ci"]:
         low, high = row[f"{metric}_ci"]
@@ -121,6 +127,7 @@ def cards(rows: list[dict]) -> dict[str, str]:
             for r in mine
             if r["model"] == name
             for metric in summary.METRICS
+            if r[metric] is not None and math.isfinite(r[metric])
         ]
         directions = {r["direction"] for r in mine}
         table = markdown([r for r in rows if r in mine or (r["speed"] == "none" and r["direction"] in directions)])
@@ -181,7 +188,7 @@ def headline(results: Results, group: tuple) -> list[str]:
     said = []
     for direction in DIRECTIONS:
         rows = _table(results.rows, group, direction, "paper")
-        ours = [r for r in rows if r["speed"] != "none" and r["model"] != DIRECT]
+        ours = [r for r in rows if r["speed"] != "none" and not r["model"].startswith(DIRECT)]
         if not ours:
             continue
         best = max(ours, key=lambda r: r["psnr"])
@@ -207,7 +214,7 @@ def _significance(results: Results, group: tuple, direction: str, one: dict, oth
     for t in results.tests:
         same = (t["dataset"], t["split"], t["direction"], t["protocol"], t["metric"]) == wanted
         if same and {t["a"], t["b"]} == names:
-            return f" (p {_p(t['q'])})"
+            return f" (adjusted p {_p(t['q'])})"
     return ""
 
 

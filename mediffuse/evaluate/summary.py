@@ -23,7 +23,7 @@ def title_of(model: str, speed: str = "none") -> str:
     """A row's model as tables and figures name it; its speed where it has the choice."""
     name, comma, rest = model.partition(",")
     title = _NAMES.get(name, name) + comma + rest
-    return title if speed == "none" or model == DIRECT else f"{title}, {speed}"
+    return title if speed == "none" or model.startswith(DIRECT) else f"{title}, {speed}"
 
 
 def of_patients(images: pd.DataFrame) -> pd.DataFrame:
@@ -48,7 +48,7 @@ def summarise(images: list[dict] | pd.DataFrame) -> list[dict]:
             if np.isnan(values).all():
                 continue
             row[metric] = float(values.mean())
-            row[f"{metric}_std"] = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+            row[f"{metric}_std"] = float(values.std(ddof=1)) if len(values) > 1 else None
             row[f"{metric}_ci"] = interval(values)
         if "seconds" in group:
             row["seconds_per_image"] = float(group["seconds"].mean())

@@ -25,5 +25,5 @@ def show(path: Path = REPORT) -> str:
     """The report in a frame of its own, so that its style and the page's do not meet."""
     if not path.is_file():
         return "<p>No report is bundled. Make one with <code>python -m mediffuse.evaluate</code>.</p>"
-    text = html.escape(path.read_text(), quote=True)
+    text = html.escape(path.read_text(encoding="utf-8"), quote=True)
     return f'<iframe class="report" title="Results" sandbox="" srcdoc="{text}"></iframe>'
