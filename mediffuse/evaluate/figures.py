@@ -93,7 +93,7 @@ def quality(results: Results, dataset: str, split: str) -> Figure | None:
                     label=name, edgecolors="white", linewidths=0.4,
                 )  # fmt: skip
         axis.set(title=DIRECTIONS[direction], xlabel="PSNR (dB)", ylabel="SSIM")
-        axis.legend(loc="lower right")
+        axis.legend(loc="upper left", fontsize=6.5)
     if points is not None:
         figure.colorbar(points, ax=axes[0].tolist(), label="Seconds per image")
     return figure

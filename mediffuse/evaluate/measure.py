@@ -94,16 +94,20 @@ def key_of(*parts: str) -> str:
     return hashlib.sha256("\n".join((*parts, _program())).encode()).hexdigest()
 
 
+_PRESENTATION = {"__main__", "experiment", "figures", "perceptual", "report", "summary"}
+"""Modules that only choose what is measured, or show it."""
+
+
 @functools.cache
 def _program() -> str:
-    """What else a measurement depends on: our code, the libraries that compute, and the device."""
+    """What else a measurement depends on: the code that measures, the libraries, and the device."""
     import diffusers
     import torch
 
     digest = hashlib.sha256()
     library = Path(__file__).parents[1]
     for path in sorted(library.rglob("*.py")):
-        if "ui" not in path.relative_to(library).parts:
+        if path.stem not in _PRESENTATION and path.parent.name != "ui":
             digest.update(path.read_bytes())
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return f"{digest.hexdigest()} {torch.__version__} {diffusers.__version__} {device}"

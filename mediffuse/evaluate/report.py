@@ -145,6 +145,9 @@ def html(results: Results, output: Path) -> str:
     )
     environment.filters |= {"direction": DIRECTIONS.get, "cell": cell, "mae": mae, "count": _count, "p": _p}
     groups = list(dict.fromkeys((r["dataset"], r["split"]) for r in results.rows))
+    judged = [g for g in groups if g[1] not in {"train", "wild"}]
+    # The train split is a column beside the others, and a section of its own only where it is alone.
+    groups = [g for g in groups if g[1] == "wild" or g in judged or not judged]
     return environment.get_template("report.html.jinja").render(
         results=results,
         groups=[g for g in groups if g[1] != "wild"],
