@@ -18,7 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mediffuse import direct
 from mediffuse.evaluate.models import direct_predictor
-from train.common import Options, PairDataset, Run, enter, parse_options, validate, weighted_windows, write_details
+from train.common import Options, Run, enter, parse_options, training_pairs, validate, weighted_windows, write_details
 
 
 @dataclass
@@ -48,14 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parse_options(BaselineOptions, "baseline", argv, __doc__)
     if "contour2mr" in options.directions and len(options.directions) > 1:
         raise SystemExit("contour2mr has another input (edges): train it alone, --directions '[contour2mr]'.")
-    dataset = PairDataset(
-        options.data,
-        "train",
-        tuple(options.directions),
-        seed=options.seed,
-        augmented=options.augment,
-        weights=options.weights,
-    )
+    dataset = training_pairs(options, options.directions)
     torch.manual_seed(options.seed)
     unet = direct.build(options.unet, options.patch)
     run = Run(options, Regression(unet, options))

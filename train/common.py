@@ -166,6 +166,19 @@ class PairDataset(Dataset):
         return sample
 
 
+def training_pairs(options: Options, directions: list[str], thresholds: Thresholds | None = None) -> PairDataset:
+    """The samples that the options ask a trainer to learn from."""
+    return PairDataset(
+        options.data,
+        "train",
+        tuple(directions),
+        seed=options.seed,
+        augmented=options.augment,
+        weights=options.weights,
+        thresholds=thresholds,
+    )
+
+
 def _jitter(thresholds: Thresholds, rng: np.random.Generator) -> Thresholds:
     """Users drag the thresholds: train on a neighbourhood of the defaults."""
     return dataclasses.replace(

@@ -20,7 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mediffuse.contours import Thresholds
 from train import models
-from train.common import Options, PairDataset, Run, enter, parse_options, validate_pipeline, write_details
+from train.common import Options, Run, enter, parse_options, training_pairs, validate_pipeline, write_details
 from train.ip2p import Denoising
 
 
@@ -62,15 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     if not options.base:
         raise SystemExit("Give --base: Stable Diffusion, or the ip2p folder that train/ip2p.py wrote.")
     thresholds = Thresholds(mode=options.contours)
-    dataset = PairDataset(
-        options.data,
-        "train",
-        ("contour2mr",),
-        seed=options.seed,
-        augmented=options.augment,
-        weights=options.weights,
-        thresholds=thresholds,
-    )
+    dataset = training_pairs(options, ["contour2mr"], thresholds)
     torch.manual_seed(options.seed)
     base = DiffusionPipeline.from_pretrained(options.base, safety_checker=None, dtype=torch.float32)
     models.widen_conv_in(base.unet, base.vae.config.latent_channels)

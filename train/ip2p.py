@@ -24,7 +24,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from train import models
-from train.common import Options, PairDataset, Run, enter, parse_options, schedule, validate_pipeline, write_details
+from train.common import Options, Run, enter, parse_options, schedule, training_pairs, validate_pipeline, write_details
 
 
 @dataclass
@@ -125,14 +125,7 @@ def build(options: Ip2pOptions):
 
 def main(argv: list[str] | None = None) -> None:
     options = parse_options(Ip2pOptions, "ip2p", argv, __doc__)
-    dataset = PairDataset(
-        options.data,
-        "train",
-        tuple(options.directions),
-        seed=options.seed,
-        augmented=options.augment,
-        weights=options.weights,
-    )
+    dataset = training_pairs(options, options.directions)
     torch.manual_seed(options.seed)
     pipeline = build(options)
     pipeline.text_encoder.requires_grad_(options.train_text_encoder)
