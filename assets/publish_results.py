@@ -17,7 +17,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from mediffuse.evaluate.report import DIRECTIONS, cards, cell, mae, markdown
+from mediffuse.evaluate.report import DIRECTION_TITLES, cards, cell, mae, markdown
 from mediffuse.evaluate.summary import title_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,7 +46,12 @@ def readme_table(rows: list[dict]) -> str:
         same = ("dataset", "split", "direction", "model", "speed")
         inside = next((o for o in rows if o["protocol"] == "synthrad" and all(o[k] == r[k] for k in same)), None)
         seconds = f"{r['seconds_per_image']:.2f}" if r["speed"] != "none" else ""
-        cells = (DIRECTIONS[r["direction"]], title_of(r["model"], r["speed"]), cell(r, "psnr", 2), cell(r, "ssim", 3))
+        cells = (
+            DIRECTION_TITLES[r["direction"]],
+            title_of(r["model"], r["speed"]),
+            cell(r, "psnr", 2),
+            cell(r, "ssim", 3),
+        )
         lines.append(f"| {' | '.join((*cells, mae(inside) if inside else '', seconds))} |")
     return "\n".join(lines) + "\n"
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from mediffuse.evaluate.experiment import Results
 
-DIRECTIONS = {"ct2mr": "CT → MRI", "mr2ct": "MRI → CT", "contour2mr": "CT contours → MRI"}
+DIRECTION_TITLES = {"ct2mr": "CT → MRI", "mr2ct": "MRI → CT", "contour2mr": "CT contours → MRI"}
 RANKS = ("best", "median", "worst")
 _MARKERS = "osD^vP*X<>hp"
 _STYLE = {
@@ -61,7 +61,7 @@ def _subplots(*args, **kwargs):
 
 
 def _panels(images: pd.DataFrame) -> list[str]:
-    return [d for d in DIRECTIONS if (images["direction"] == d).any()]
+    return [d for d in DIRECTION_TITLES if (images["direction"] == d).any()]
 
 
 @_styled
@@ -92,7 +92,7 @@ def quality(results: Results, dataset: str, split: str) -> Figure | None:
                     group["psnr"], group["ssim"], s=26, marker=marker, c=group["seconds"], norm=norm, cmap="viridis",
                     label=name, edgecolors="white", linewidths=0.4,
                 )  # fmt: skip
-        axis.set(title=DIRECTIONS[direction], xlabel="PSNR (dB)", ylabel="SSIM")
+        axis.set(title=DIRECTION_TITLES[direction], xlabel="PSNR (dB)", ylabel="SSIM")
         axis.legend(loc="upper left", fontsize=6.5)
     if points is not None:
         figure.colorbar(points, ax=axes[0].tolist(), label="Seconds per image")
@@ -128,7 +128,7 @@ def sweep(results: Results, over: str) -> Figure | None:
     figure, axes = _subplots(1, 3, figsize=(11, 3.4))
     lines = table.sort_values(over).drop_duplicates(["direction", "model", over])
     for (direction, model), line in lines.groupby(["direction", "model"], sort=False):
-        name = f"{title_of(model)}: {DIRECTIONS[direction]}"
+        name = f"{title_of(model)}: {DIRECTION_TITLES[direction]}"
         for axis, column in zip(axes[0], ("psnr", "ssim", "seconds_per_image"), strict=True):
             axis.plot(line[over], line[column], marker="o", markersize=4, label=name)
     for axis, label in zip(axes[0], ("PSNR (dB)", "SSIM", "Seconds per image"), strict=True):
@@ -154,7 +154,7 @@ def uncertainty(results: Results, dataset: str, split: str) -> Figure | None:
         top.plot([0, end], [0, end], color="0.7", linestyle=":", label="error = deviation")
         top.plot(one["deviation"], one["error"], marker="o", markersize=4, label=title_of(one["model"]))
         top.set(xlabel=f"Deviation of samples ({unit})", ylabel=f"Mean absolute error ({unit})")
-        top.set_title(f"{DIRECTIONS[one['direction']]}\nSpearman {rank}")
+        top.set_title(f"{DIRECTION_TITLES[one['direction']]}\nSpearman {rank}")
         top.legend()
         bottom.plot(FRACTIONS, one["sparsified"], label="most uncertain first")
         bottom.plot(FRACTIONS, one["oracle"], linestyle="--", color="0.5", label="largest error first (oracle)")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from mediffuse.checkpoints import DETAILS
 from mediffuse.evaluate import figures, summary
-from mediffuse.evaluate.figures import DIRECTIONS
+from mediffuse.evaluate.figures import DIRECTION_TITLES
 from mediffuse.evaluate.registration import WORST_PIXELS
 from mediffuse.evaluate.summary import DIRECT, title_of
 from mediffuse.prompts import modalities
@@ -62,14 +62,14 @@ def write(results: Results, output: Path) -> None:
     (output / "report.html").write_text(html(results, output), encoding="utf-8")
 
 
-def markdown(rows: list[dict], by: tuple[str, ...] = ()) -> str:
+def markdown(rows: list[dict]) -> str:
     """The rows as a Markdown table; mean ± standard deviation over patients, [95 % interval]."""
     header = ("Direction", "Model", "Split", "Protocol", "PSNR (dB)", "SSIM", "MAE", "s/image", "Patients")
     lines = [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
     for r in rows:
         split = r["dataset"] if r["split"] == "wild" else r["split"]
         cells = (
-            DIRECTIONS[r["direction"]],
+            DIRECTION_TITLES[r["direction"]],
             title_of(r["model"], r["speed"]),
             split,
             r["protocol"],
@@ -114,7 +114,7 @@ def cards(rows: list[dict]) -> dict[str, str]:
         results = [
             EvalResult(
                 task_type="image-to-image",
-                task_name=f"{DIRECTIONS[r['direction']]}, {r['speed']}",
+                task_name=f"{DIRECTION_TITLES[r['direction']]}, {r['speed']}",
                 dataset_type=r["dataset"],
                 dataset_name=r["dataset"],
                 # The hub groups results by this, not by the task's name.
@@ -143,7 +143,7 @@ def html(results: Results, output: Path) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"direction": DIRECTIONS.get, "cell": cell, "mae": mae, "count": _count, "p": _p}
+    environment.filters |= {"direction": DIRECTION_TITLES.get, "cell": cell, "mae": mae, "count": _count, "p": _p}
     groups = list(dict.fromkeys((r["dataset"], r["split"]) for r in results.rows))
     judged = [g for g in groups if g[1] not in {"train", "wild"}]
     # The train split is a column beside the others, and a section of its own only where it is alone.
@@ -157,7 +157,7 @@ def html(results: Results, output: Path) -> str:
         other_splits=lambda row: _other_splits(results.rows, row),
         headline=lambda group: headline(results, group),
         tests=lambda group, direction: _tests(results.tests, group, direction),
-        directions=[d for d in DIRECTIONS if any(r["direction"] == d for r in results.rows)],
+        directions=[d for d in DIRECTION_TITLES if any(r["direction"] == d for r in results.rows)],
         published=PUBLISHED,
         worst_pixels=WORST_PIXELS,
         details=DETAILS,
@@ -189,13 +189,13 @@ def headline(results: Results, group: tuple) -> list[str]:
     """Sentences that say what the table says, per direction: the best model, against the mean image,
     the direct U-Net and the published figure."""
     said = []
-    for direction in DIRECTIONS:
+    for direction in DIRECTION_TITLES:
         rows = _table(results.rows, group, direction, "paper")
         ours = [r for r in rows if r["speed"] != "none" and not r["model"].startswith(DIRECT)]
         if not ours:
             continue
         best = max(ours, key=lambda r: r["psnr"])
-        text = f"{DIRECTIONS[direction]}: best is {title_of(best['model'], best['speed'])}, "
+        text = f"{DIRECTION_TITLES[direction]}: best is {title_of(best['model'], best['speed'])}, "
         text += f"{best['psnr']:.2f} dB and SSIM {best['ssim']:.3f} over {best['n_patients']} patients"
         for other in ("mean image", DIRECT):
             row = next((r for r in rows if r["model"] == other), None)
@@ -238,7 +238,7 @@ def _draw(results: Results, groups: list[tuple], output: Path) -> list[dict]:
             add(group, f"grid_{tag}", figures.grid(results, *group), CAPTIONS["grid"])
             for r in results.rows:
                 if (r["dataset"], r["split"], r["protocol"]) == (*group, "paper") and r["speed"] != "none":
-                    title = f"{DIRECTIONS[r['direction']]}, {title_of(r['model'], r['speed'])}"
+                    title = f"{DIRECTION_TITLES[r['direction']]}, {title_of(r['model'], r['speed'])}"
                     name = f"sheet_{tag}_{r['direction']}_{r['model']}_{r['speed']}"
                     figure = figures.sheet(results, *group, r["direction"], r["model"], r["speed"])
                     add(group, name, figure, CAPTIONS["sheet"].format(title))
