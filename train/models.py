@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import torch
@@ -31,14 +32,19 @@ def unet(config: dict, vae: AutoencoderKL, text: CLIPTextModel, image_conditione
     """A UNet over `vae`'s latents; `image_conditioned` doubles its input channels."""
     channels = vae.config.latent_channels
     levels = len(config["block_out_channels"])
-    # Attention at full latent resolution costs most and an aligned pair needs it least.
+    ours = {
+        # An aligned pair needs attention least: it costs half of a step, so only the middle has it.
+        "down_block_types": ["DownBlock2D"] * levels,
+        "up_block_types": ["UpBlock2D"] * levels,
+        # So the prompt reaches every block beside the timestep.
+        "addition_embed_type": "text",
+        "addition_embed_type_num_heads": 4,
+    }
     return UNet2DConditionModel(
         in_channels=channels * (2 if image_conditioned else 1),
         out_channels=channels,
         cross_attention_dim=text.config.hidden_size,
-        down_block_types=["DownBlock2D"] + ["CrossAttnDownBlock2D"] * (levels - 1),
-        up_block_types=["CrossAttnUpBlock2D"] * (levels - 1) + ["UpBlock2D"],
-        **config,
+        **(ours | config),
     )
 
 
@@ -108,12 +114,17 @@ def controlnet_pipeline(vae, text, tokenizer, unet, controlnet) -> StableDiffusi
 
 
 def controlnet(unet: UNet2DConditionModel, embedding_channels: list[int]) -> ControlNetModel:
-    """A ControlNet that starts as a copy of the UNet's encoder (Zhang et al., arXiv 2302.05543)."""
-    return ControlNetModel.from_unet(
-        unet,
-        conditioning_channels=3,
-        conditioning_embedding_out_channels=tuple(embedding_channels),
-    )
+    """A ControlNet that starts as a copy of the UNet's encoder (Zhang et al., arXiv 2302.05543).
+
+    As `ControlNetModel.from_unet`, which neither keeps `addition_embed_type_num_heads` nor copies
+    the embedding that it shapes.
+    """
+    known = inspect.signature(ControlNetModel).parameters
+    config = {name: value for name, value in unet.config.items() if name in known}
+    config |= {"conditioning_channels": 3, "conditioning_embedding_out_channels": tuple(embedding_channels)}
+    model = ControlNetModel(**config)
+    model.load_state_dict(unet.state_dict(), strict=False)
+    return model
 
 
 def load_autoencoder(folder: Path | None) -> AutoencoderKL:
