@@ -74,6 +74,7 @@ def work(tmp_path_factory):
             "text_encoder": tiny.TEXT,
             "steps": 4,
         },
+        "onestep": {"steps": 4, "keep_share": 0.5},
         "baseline": {"unet": tiny.DIRECT, "ema_decay": 0.5},
         "controlnet": {
             "output": str(work / "controlnet"),
@@ -155,9 +156,11 @@ def test_checkpoints_rotate(work, tmp_path):
 
 def test_controlnet_trains_and_the_app_loads_both(work):
     train("controlnet.py", "--config", work / "tiny.yaml")
+    base = work / "controlnet" / "controlnet"
+    train("onestep.py", "--config", work / "tiny.yaml", "--base", base, "--output", work / "contours")
     net = load_file(work / "controlnet" / "controlnet" / "controlnet" / "diffusion_pytorch_model.safetensors")
     assert net["controlnet_mid_block.weight"].abs().max() > 0  # it was zero before training
-    given = f"{work / 'ip2p' / 'ip2p'},{work / 'controlnet' / 'controlnet'}"
+    given = f"{work / 'ip2p' / 'ip2p'},{work / 'contours' / 'controlnet'}"
     translator = Translator(Checkpoints(given))
     one = Slice(np.random.default_rng(0).normal(0, 300, (40, 40)).astype(np.float32), (1, 1), "CT")
     for direction in ("ct2mr", "contour2mr"):
@@ -166,7 +169,7 @@ def test_controlnet_trains_and_the_app_loads_both(work):
 
 def test_a_further_stage_keeps_the_record_of_the_first(work, tmp_path):
     base = work / "ip2p" / "ip2p"
-    train("ip2p.py", "--config", work / "tiny.yaml", "--base", base, "--pixel-weight", 1, "--output", tmp_path)
+    train("onestep.py", "--config", work / "tiny.yaml", "--base", base, "--output", tmp_path)
     details = json.loads((tmp_path / "ip2p" / "mediffuse.json").read_text())
     (first,) = details["earlier"]
     assert first == json.loads((base / "mediffuse.json").read_text())["training"]
@@ -178,6 +181,81 @@ def test_a_further_stage_keeps_the_record_of_the_first(work, tmp_path):
     assert losses[0] == "stage,step,loss"
     assert [line.split(",")[0] for line in losses[1:]] == [first["stage"]] * 4 + [details["training"]["stage"]] * 4
     assert [line.split(",")[1] for line in losses[1:]] == ["1", "2", "3", "4"] * 2
+
+
+@pytest.mark.parametrize("kind", ["ip2p", "controlnet"])
+def test_one_step_training_sees_what_the_fast_path_makes(kind):
+    from mediffuse.checkpoints import describe
+    from mediffuse.contours import contour_hint
+    from mediffuse.intensity import decode_ct
+    from mediffuse.prompts import prompt_for
+    from mediffuse.translate import generate
+    from train.common import to_tensor
+    from train.controlnet import Contours
+    from train.ip2p import Ip2p
+    from train.onestep import OneStep, OneStepOptions
+
+    pipeline, direction = getattr(tiny, kind)(), "ct2mr" if kind == "ip2p" else "contour2mr"
+    image = np.random.default_rng(0).random((tiny.SIZE, tiny.SIZE, 3), np.float32)
+    fast = generate(describe(pipeline), direction, image[None], Settings())[0]
+    options = OneStepOptions()
+    objective = OneStep({"ip2p": Ip2p, "controlnet": Contours}[kind](pipeline, options), options)
+    tensor = torch.from_numpy(to_tensor(image))[None]
+    hint = torch.from_numpy(contour_hint(decode_ct(image)).transpose(2, 0, 1).astype(np.float32) / 255)[None]
+    batch = {"input": tensor, "target": tensor, "hint": hint, "prompt": [prompt_for(direction)]}
+    with torch.no_grad():
+        made, target = objective.one_step(batch, torch.Generator())
+        np.testing.assert_allclose(made[0].clamp(-1, 1).numpy().transpose(1, 2, 0) / 2 + 0.5, fast, atol=1e-4)
+        options.crop = 32
+        part, of_target = objective.one_step(batch, torch.Generator().manual_seed(0))
+    assert torch.equal(target, tensor)
+    assert part.shape == of_target.shape == (1, 3, 32, 32)
+
+
+def test_one_step_learns_in_pixels():
+    from train.ip2p import Ip2p
+    from train.onestep import OneStep, OneStepOptions
+
+    pipeline, options = tiny.ip2p(), OneStepOptions(keep_share=0.25, ssim_weight=0.2)
+    objective = OneStep(Ip2p(pipeline, options), options)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # pictures that the frozen decoder can make
+        target = pipeline.vae.decode(torch.randn(2, 4, 8, 8, generator=generator)).sample
+    batch = {"input": target.flip(3), "target": target, "prompt": ["a", "b"]}
+    optimizer = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], 3e-3)
+
+    def distance() -> float:
+        with torch.no_grad():
+            return objective.compare(*objective.one_step(batch, generator)).item()
+
+    before = distance()
+    for _ in range(60):
+        optimizer.zero_grad()
+        objective(batch, generator).backward()
+        optimizer.step()
+    assert distance() < 0.5 * before
+    assert all(p.grad is None for p in pipeline.vae.parameters())
+
+
+def test_ssim_of_the_loss_is_that_of_the_tables():
+    from skimage.metrics import structural_similarity
+
+    from train.onestep import ssim
+
+    a, b = np.random.default_rng(0).random((2, 40, 50), np.float32)
+    b = a + 0.3 * b
+    wanted = structural_similarity(a, b, data_range=2.0)
+    made = ssim(torch.from_numpy(a)[None, None], torch.from_numpy(b)[None, None]).mean().item()
+    assert made == pytest.approx(wanted, abs=1e-5)
+
+
+def test_one_step_refuses_a_base_of_another_schedule(work, tmp_path):
+    shutil.copytree(work / "ip2p" / "ip2p", tmp_path / "base")
+    path = tmp_path / "base" / "scheduler" / "scheduler_config.json"
+    path.write_text(path.read_text().replace("v_prediction", "epsilon"))
+    done = command("train/onestep.py", "--config", work / "tiny.yaml", "--base", tmp_path / "base")
+    assert done.returncode != 0
+    assert "another schedule" in done.stderr
 
 
 def test_direct_unet_learns_and_is_evaluated(work, tmp_path):
@@ -266,12 +344,13 @@ def test_samples_depend_on_seed_and_number_alone(work):
     assert -1 <= one[5]["input"].min() <= one[5]["input"].max() <= 1
 
 
-@pytest.mark.parametrize("name", ["mini", "mini_whole", "mini_pixels", "sd15"])
+@pytest.mark.parametrize("name", ["mini", "mini_whole", "mini_contours", "sd15"])
 def test_shipped_configs_are_understood(name):
     from train.autoencoder import AutoencoderOptions
     from train.baseline import BaselineOptions
     from train.controlnet import ControlnetOptions
     from train.ip2p import Ip2pOptions
+    from train.onestep import OneStepOptions
 
     path = str(ROOT / "train" / "configs" / f"{name}.yaml")
     sections = yaml.safe_load(Path(path).read_text())
@@ -280,6 +359,7 @@ def test_shipped_configs_are_understood(name):
         "ip2p": Ip2pOptions,
         "controlnet": ControlnetOptions,
         "baseline": BaselineOptions,
+        "onestep": OneStepOptions,
     }
     assert set(sections) <= {"common", *classes}
     for section in set(sections) - {"common"}:

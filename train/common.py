@@ -104,7 +104,7 @@ def parse_options(cls: type[Options], section: str, argv: list[str] | None, doc:
     defaults = cls()
     for name, value in values.items():
         default = getattr(defaults, name)
-        if isinstance(default, Path) or (default is None and name.endswith("_dir")):
+        if "Path" in hints[name].type:
             values[name] = Path(value) if value else None
         elif isinstance(default, str):
             values[name] = "no" if value is False else str(value)  # YAML reads a bare no as false

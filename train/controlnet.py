@@ -20,22 +20,18 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mediffuse.contours import Thresholds
 from train import models
-from train.common import Options, Run, enter, parse_options, training_pairs, validate_pipeline, write_details
-from train.ip2p import Denoising
+from train.common import Run, enter, parse_options, training_pairs, validate_pipeline, write_details
+from train.ip2p import Denoising, DenoisingOptions
 
 
 @dataclass
-class ControlnetOptions(Options):
+class ControlnetOptions(DenoisingOptions):
     base: str = ""  # Stable Diffusion, or an InstructPix2Pix pipeline of train/ip2p.py, to start from
     train_unet: bool = True
     train_text_encoder: bool = False
     conditioning_channels: list = field(default_factory=lambda: [16, 32, 64, 96])  # of the hint's encoder
     contours: str = "windows"  # windows, or single for plain Canny
-    zero_share: float = 0.25
-    terminal_share: float = 0.25
-    pixel_weight: float = 0.0
-    drop_prompt: float = 0.05
-    drop_image: float = 0.1  # share of samples without a hint
+    drop_image: float = 0.1
 
 
 class Contours(Denoising):

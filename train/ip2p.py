@@ -5,10 +5,7 @@
 
 v-prediction with zero terminal SNR (Lin et al., arXiv 2305.08891). A share of the samples is
 trained at the last timestep from zero latents: there the target is the pair's other image alone, so
-one step is a prediction (Garcia et al., arXiv 2409.11355) and more steps sample. `pixel_weight`
-compares those predictions in pixels, through the frozen decoder; `--base` goes on from a trained one:
-
-    accelerate launch train/ip2p.py --config train/configs/mini_pixels.yaml
+one step is a prediction and more steps sample; train/onestep.py goes on with it in pixels.
 
 Writes a StableDiffusionInstructPix2PixPipeline that the app and `from_pretrained` load.
 """
@@ -28,22 +25,27 @@ from train.common import Options, Run, enter, parse_options, schedule, training_
 
 
 @dataclass
-class Ip2pOptions(Options):
+class DenoisingOptions(Options):
+    """What trainers of denoising UNets share."""
+
+    train_text_encoder: bool = True
+    zero_share: float = 0.25  # share of samples at the last timestep from zero latents
+    terminal_share: float = 0.25  # share of samples at the last timestep from noise
+    drop_prompt: float = 0.05  # share of samples without a prompt, for guidance
+    drop_image: float = 0.05  # share of samples without the input image (or hint), for guidance
+
+
+@dataclass
+class Ip2pOptions(DenoisingOptions):
     base: str = ""  # Stable Diffusion, or a pipeline of this script, to go on from; empty: from scratch
     vae_dir: Path | None = None  # the autoencoder, where there is no base
     unet: dict = field(default_factory=dict)  # UNet2DConditionModel's config, from scratch
     text_encoder: dict = field(default_factory=dict)  # CLIPTextConfig, from scratch
-    train_text_encoder: bool = True
     directions: list = field(default_factory=lambda: ["ct2mr", "mr2ct"])
-    zero_share: float = 0.25  # share of samples at the last timestep from zero latents
-    terminal_share: float = 0.25  # share of samples at the last timestep from noise
-    pixel_weight: float = 0.0  # of L1 + 2 L2 in pixels, on the samples from zero latents
-    drop_prompt: float = 0.05  # share of samples without a prompt, for guidance
-    drop_image: float = 0.05  # share of samples without the input image, for guidance
 
 
 class Denoising(torch.nn.Module):
-    """The v-prediction loss that ip2p and controlnet share.
+    """The v-prediction loss that ip2p, controlnet and onestep share.
 
     Subclasses give `predict(noisy, timesteps, text, batch, drop)`, the UNet's output.
     """
@@ -91,13 +93,7 @@ class Denoising(torch.nn.Module):
         drop_image = ~zero & (draw[2] < o.drop_image)
         prompts = ["" if drop else prompt for prompt, drop in zip(batch["prompt"], drop_prompt, strict=True)]
         made = self.predict(noisy, timesteps, self.embed(prompts), batch, drop_image.to(device))
-        loss = F.mse_loss(made.float(), wanted.float())
-        if o.pixel_weight and zero.any():
-            # At zero SNR the prediction of the clean latents is -v.
-            decoded = self.vae.decode(-made[zero] / self.vae.config.scaling_factor).sample.float()
-            target = batch["target"][zero].float()
-            loss = loss + o.pixel_weight * (F.l1_loss(decoded, target) + 2 * F.mse_loss(decoded, target))
-        return loss
+        return F.mse_loss(made.float(), wanted.float())
 
     def predict(self, noisy, timesteps, text, batch, drop) -> torch.Tensor:
         raise AssertionError("a subclass predicts")

@@ -33,12 +33,16 @@ def check(lpips: Path | None, fid: Path | None) -> None:
         ) from error
 
 
-def add_lpips(images: pd.DataFrame, truths: dict[tuple, Pairs], output: Path, weights: Path) -> pd.DataFrame:
-    """A column `lpips` (Zhang et al., arXiv 1801.03924; AlexNet) of 8-bit grey pictures, whole frame,
-    on the rows of protocol "paper"."""
+def load_lpips(weights: Path):
+    """LPIPS (Zhang et al., arXiv 1801.03924; AlexNet) as a module of two batches (B, 3, H, W) in [-1, 1].
+
+    Raises DatasetError if the weights or packages are missing.
+    """
     import tempfile
 
     import torch
+
+    check(weights, None)
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
     with tempfile.TemporaryDirectory() as hub:
@@ -47,16 +51,25 @@ def add_lpips(images: pd.DataFrame, truths: dict[tuple, Pairs], output: Path, we
         before = torch.hub.get_dir()
         torch.hub.set_dir(hub)
         try:
-            metric = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
+            return LearnedPerceptualImagePatchSimilarity(net_type="alex").net
         finally:
             torch.hub.set_dir(before)
+
+
+def add_lpips(images: pd.DataFrame, truths: dict[tuple, Pairs], output: Path, weights: Path) -> pd.DataFrame:
+    """A column `lpips` of 8-bit grey pictures, whole frame,
+    on the rows of protocol "paper"."""
+    import torch
+
+    metric = load_lpips(weights)
     values = []
     for row, truth in _with_truths(images, truths):
         if row.protocol != "paper":
             values.append(np.nan)
             continue
         made = _rgb(cv2.imread(str(output / row.picture), cv2.IMREAD_GRAYSCALE))
-        values.append(float(metric(made[None] / 255, _rgb(truth)[None] / 255)))
+        with torch.no_grad():
+            values.append(float(metric(made[None] / 127.5 - 1, _rgb(truth)[None] / 127.5 - 1)))
     return images.assign(lpips=values)
 
 
