@@ -295,6 +295,80 @@ def test_fine_tunes_a_stable_diffusion_with_a_wider_conv_in(work, tmp_path):
     assert wide[:, 4:].abs().max() == 0
 
 
+def test_epsilon_trains_and_is_judged_by_sampling(work, tmp_path):
+    given = ["--config", work / "tiny.yaml", "--output", tmp_path, "--steps", 1, "--prediction", "epsilon"]
+    train("ip2p.py", *given, "--zero-share", 0, "--validate-speed", "diffusion")
+    assert "ct2mr_psnr" in (tmp_path / "validation.csv").read_text()
+    scheduler = json.loads((tmp_path / "ip2p" / "scheduler" / "scheduler_config.json").read_text())
+    assert (scheduler["prediction_type"], scheduler["rescale_betas_zero_snr"]) == ("epsilon", False)
+    done = command("train/ip2p.py", *given)
+    assert done.returncode != 0
+    assert "no fast path" in done.stderr
+
+
+def test_one_window_is_trained_and_judged_alike(work):
+    from mediffuse.intensity import encode_ct
+    from train import common
+
+    dataset = PairDataset(work / "data", "train", ("ct2mr",), ct_windows=1)
+    channels = dataset[3]["input"]
+    np.testing.assert_array_equal(channels[0], channels[2])
+    hu = np.random.default_rng(0).uniform(-1000, 2000, (8, 8)).astype(np.float32)
+    image = encode_ct(hu)
+    copied = common._of_single_window(lambda source, row: common.single_window(image)[None])
+    np.testing.assert_allclose(copied(image, {"direction": "mr2ct"})[0], image, atol=1e-3)
+
+
+def test_ablations_run_and_make_their_table(work, tmp_path):
+    config = {
+        "common": {"config": str(work / "tiny.yaml")},
+        "groups": [
+            {
+                "title": "Text encoder",
+                "script": "ip2p.py",
+                "options": {"steps": 1},
+                "arms": {"trained": {}, "frozen": {"train_text_encoder": False}},
+            },
+            {"title": "Never run", "script": "ip2p.py", "options": {}, "arms": {"x": {}}},
+        ],
+    }
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(config))
+    given = ["--config", tmp_path / "a.yaml", "--only", "text", "--runs", tmp_path, "--output", tmp_path / "a.md"]
+    train("ablations.py", *given)
+    text = (tmp_path / "a.md").read_text()
+    assert re.search(r"\| frozen \| [\d.]+ / [-\d.]+ \| [\d.]+ / [-\d.]+ \|", text)
+    assert "train/ip2p.py" in text
+    assert "Never run" not in text
+
+
+def test_shipped_ablations_are_understood():
+    from train import ablations
+    from train.autoencoder import AutoencoderOptions
+    from train.controlnet import ControlnetOptions
+    from train.ip2p import Ip2pOptions
+    from train.onestep import OneStepOptions
+
+    config = yaml.safe_load((ROOT / "train" / "configs" / "ablations.yaml").read_text())
+    classes = {
+        "autoencoder.py": AutoencoderOptions,
+        "ip2p.py": Ip2pOptions,
+        "controlnet.py": ControlnetOptions,
+        "onestep.py": OneStepOptions,
+    }
+    for group in config["groups"]:
+        cls, section = classes[group["script"]], group["script"].removesuffix(".py")
+        options = [
+            parse_options(
+                cls,
+                section,
+                ablations.command(section, {**config["common"], **group["options"], **own}, Path("x"))[2:],
+                "",
+            )
+            for own in group["arms"].values()
+        ]
+        assert all(a != b for i, a in enumerate(options) for b in options[:i]), group["title"]
+
+
 def test_two_processes_train_one_model(work, tmp_path):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
     given = ["--config", work / "tiny.yaml", "--output", tmp_path, "--steps", 2, "--batch-size", 1]

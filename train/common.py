@@ -32,20 +32,18 @@ from mediffuse.dataset import DatasetError, central_rows, read_pair, read_rows, 
 from mediffuse.evaluate.models import predictor
 from mediffuse.evaluate.score import Predict, score_rows
 from mediffuse.evaluate.summary import summarise
-from mediffuse.intensity import decode_ct
+from mediffuse.intensity import CT_WINDOWS, decode_ct, encode_ct
 from mediffuse.translate import Settings
 from train import augment
 
-ZERO_SNR_SCHEDULE = {
+SCHEDULE = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
-    "prediction_type": "v_prediction",
-    "rescale_betas_zero_snr": True,
     "timestep_spacing": "trailing",
     "clip_sample": False,
 }
-"""Stable Diffusion's schedule with zero terminal SNR (Lin et al., arXiv 2305.08891)."""
+"""Stable Diffusion's schedule, with the trailing timesteps of Lin et al., arXiv 2305.08891."""
 
 
 @dataclass
@@ -64,6 +62,7 @@ class Options:
     ema_decay: float = 0.999  # decay of the averaged weights, which are the ones saved
     mixed_precision: str = "no"  # no, fp16 or bf16
     augment: bool = True
+    ct_windows: int = 3  # 1: the full range alone, to compare with; the app has no such mode
     weights: dict = field(default_factory=dict)  # sampling weight by "source/plane", "source" or plane; default 1
     seed: int = 0
     workers: int = 1  # data loader processes
@@ -72,6 +71,7 @@ class Options:
     resume: bool = True  # go on from the newest checkpoint in output
     validate_every: int = 500  # steps between validations on the val split; 0: only at the end
     validate_images: int = 18  # val patients, one central slice of each
+    validate_speed: str = "fast"  # or diffusion, which takes longer
     log_every: int = 10
 
 
@@ -132,10 +132,11 @@ class PairDataset(Dataset):
         augmented: bool = True,
         weights: dict | None = None,
         thresholds: Thresholds | None = None,
+        ct_windows: int = 3,
         length: int = 1 << 40,
     ) -> None:
         self.folder, self.seed, self.augmented, self.length = Path(data) / split, seed, augmented, length
-        self.thresholds = thresholds or Thresholds()
+        self.thresholds, self.ct_windows = thresholds or Thresholds(), ct_windows
         self.rows = list(rows_for(read_rows(self.folder), directions))
         if not self.rows:
             raise DatasetError(f"{self.folder} has no pairs for {', '.join(directions)}. Run train/prepare.py first.")
@@ -158,6 +159,8 @@ class PairDataset(Dataset):
                 augment.cut_off([source, target], rng)
             source = (augment.jitter_ct if is_ct else augment.jitter_mr)(source, rng)
             thresholds = _jitter(thresholds, rng)
+        if self.ct_windows == 1:
+            source, target = (single_window(source), target) if is_ct else (source, single_window(target))
         sample = {"input": to_tensor(source), "target": to_tensor(target), "prompt": row["edit_prompt"]}
         if row["direction"] == "contour2mr":
             sample["hint"] = np.ascontiguousarray(
@@ -176,7 +179,13 @@ def training_pairs(options: Options, directions: list[str], thresholds: Threshol
         augmented=options.augment,
         weights=options.weights,
         thresholds=thresholds,
+        ct_windows=options.ct_windows,
     )
+
+
+def single_window(image: np.ndarray) -> np.ndarray:
+    """A CT model image (S, S, 3) with its full window in every channel."""
+    return np.repeat(image[..., :1], 3, axis=-1)
 
 
 def _jitter(thresholds: Thresholds, rng: np.random.Generator) -> Thresholds:
@@ -407,15 +416,33 @@ def validate(predict_for: Callable[[str], Predict], options: Options, directions
 
 
 def validate_pipeline(pipeline, options: Options, directions, thresholds: Thresholds | None = None) -> dict:
-    """`validate` of a pipeline in one step, by the very function that the app runs."""
+    """`validate` of a pipeline, by the very function that the app runs."""
     checkpoint = checkpoints.describe(pipeline)
+    settings = Settings(speed=options.validate_speed)
     training = {name: part.training for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
     for name in training:
         getattr(pipeline, name).eval()
-    figures = validate(lambda d: predictor(checkpoint, d, Settings(), thresholds), options, directions)
+
+    def predict_for(direction: str) -> Predict:
+        predict = predictor(checkpoint, direction, settings, thresholds)
+        return predict if options.ct_windows == 3 else _of_single_window(predict)
+
+    figures = validate(predict_for, options, directions)
     for name, was in training.items():
         getattr(pipeline, name).train(was)
     return figures
+
+
+def _of_single_window(predict: Predict) -> Predict:
+    """A model of single-window CT images as one of the three-window ones that are scored."""
+
+    def run(source: np.ndarray, row: dict) -> np.ndarray:
+        if row["direction"] != "mr2ct":
+            return predict(single_window(source), row)
+        low, high = CT_WINDOWS["full"]
+        return np.stack([encode_ct(low + (high - low) * image.mean(-1)) for image in predict(source, row)])
+
+    return run
 
 
 def write_details(folder: Path, run: Run, base: str | Path | None = None, **details) -> None:
@@ -453,6 +480,10 @@ def enter(main: Callable[[], None]) -> None:
         raise SystemExit(f"error: {error}") from error
 
 
-def schedule() -> DDIMScheduler:
-    """The noise schedule of training and of the saved pipelines."""
-    return DDIMScheduler(**ZERO_SNR_SCHEDULE)
+def schedule(prediction: str = "v_prediction") -> DDIMScheduler:
+    """The noise schedule of training and of the saved pipelines.
+
+    "v_prediction" with zero terminal SNR (Lin et al., arXiv 2305.08891); "epsilon" with Stable
+    Diffusion's own, for it cannot predict without a signal.
+    """
+    return DDIMScheduler(prediction_type=prediction, rescale_betas_zero_snr=prediction == "v_prediction", **SCHEDULE)

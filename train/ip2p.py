@@ -29,6 +29,7 @@ class DenoisingOptions(Options):
     """What trainers of denoising UNets share."""
 
     train_text_encoder: bool = True
+    prediction: str = "v_prediction"  # or epsilon, to compare with: it has no fast path
     zero_share: float = 0.25  # share of samples at the last timestep from zero latents
     terminal_share: float = 0.25  # share of samples at the last timestep from noise
     drop_prompt: float = 0.05  # share of samples without a prompt, for guidance
@@ -52,8 +53,11 @@ class Denoising(torch.nn.Module):
 
     def __init__(self, pipeline, options) -> None:
         super().__init__()
+        if options.prediction == "epsilon" and (options.zero_share or options.validate_speed == "fast"):
+            raise SystemExit("epsilon has no fast path: give --zero-share 0 --validate-speed diffusion")
         self.vae, self.text_encoder, self.unet = pipeline.vae, pipeline.text_encoder, pipeline.unet
-        self.tokenizer, self.scheduler, self.options = pipeline.tokenizer, schedule(), options
+        self.tokenizer, self.options = pipeline.tokenizer, options
+        self.scheduler = pipeline.scheduler = schedule(options.prediction)
         self.vae.requires_grad_(False).eval()
 
     def embed(self, prompts: list[str]) -> torch.Tensor:
@@ -87,7 +91,7 @@ class Denoising(torch.nn.Module):
         noise[zero] = 0
         noise, timesteps = noise.to(device), timesteps.to(device)
         noisy = self.scheduler.add_noise(clean, noise, timesteps)
-        wanted = self.scheduler.get_velocity(clean, noise, timesteps)
+        wanted = noise if o.prediction == "epsilon" else self.scheduler.get_velocity(clean, noise, timesteps)
         # What starts from zero latents is the fast path, which has no guidance.
         drop_prompt = ~zero & (draw[1] < o.drop_prompt)
         drop_image = ~zero & (draw[2] < o.drop_image)
