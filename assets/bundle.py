@@ -1,6 +1,6 @@
-"""Copy finished pipelines into assets/checkpoints/, keeping their model cards.
+"""Copy finished pipelines into assets/checkpoints/, keeping their model cards and pictures.
 
-python assets/bundle.py runs/mini/ip2p/ip2p runs/mini/controlnet/controlnet
+python assets/bundle.py runs/mini/onestep/ip2p runs/mini_contours/onestep/controlnet
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ def main() -> None:
         if not (source / "model_index.json").is_file():
             parser.error(f"{source} is no pipeline: it has no model_index.json")
         target = CHECKPOINTS / source.name
-        card = target / "README.md"
-        text = card.read_text() if card.exists() else None
+        kept = {path.name: path.read_bytes() for pattern in ("README.md", "*.png") for path in target.glob(pattern)}
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(source, target)
-        if text:
-            card.write_text(text)
+        for name, content in kept.items():
+            (target / name).write_bytes(content)
     sizes = {path: path.stat().st_size for path in CHECKPOINTS.rglob("*") if path.is_file()}
     print(f"{sum(sizes.values()) / 2**20:.1f} MiB in {CHECKPOINTS}")
     if sum(sizes.values()) > MOST_TOGETHER or max(sizes.values()) > MOST_EACH:

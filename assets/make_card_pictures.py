@@ -1,0 +1,75 @@
+"""Draw the bundled example, translated by the bundled checkpoints, into their model cards' folders.
+
+    python assets/make_card_pictures.py
+
+Per direction a sheet of axial slices: input, one step, one diffusion sample, truth and error of the one step.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from mediffuse.checkpoints import BUNDLED
+from mediffuse.compare import compare, matching_slice
+from mediffuse.display import error_map, picture
+from mediffuse.intensity import MR_OUTPUT_LIMITS
+from mediffuse.prompts import modalities
+from mediffuse.scan import read_scan
+from mediffuse.translate import Settings, Translator
+
+EXAMPLES = Path(__file__).resolve().parent / "examples"
+SLICES = (2, 6, 10, 14, 18)
+SHEETS = {"ct2mr": "ip2p", "mr2ct": "ip2p", "contour2mr": "controlnet"}
+CT_VIEW = (-160.0, 240.0)
+SIDE = 256
+
+
+def sheet(direction: str, translator: Translator) -> np.ndarray:
+    """Rows of slices, RGB uint8."""
+    scans = {"CT": read_scan(EXAMPLES / "head_ct.nii.gz", "CT"), "MR": read_scan(EXAMPLES / "head_t1.nii.gz", "MR")}
+    source, target = modalities(direction)
+    rows = []
+    for index in SLICES:
+        one = scans[source].slice("axial", index)
+        truth = matching_slice(scans[source], one, scans[target])
+        made = translator.translate(one, direction, Settings()).pixels
+        sampled = translator.translate(one, direction, Settings(speed="diffusion")).pixels
+        views = {"CT": CT_VIEW, "MR": MR_OUTPUT_LIMITS}
+        cells = [
+            picture(one.pixels, one.limits or CT_VIEW, one.spacing),
+            picture(made, views[target], one.spacing, synthetic=True),
+            picture(sampled, views[target], one.spacing, synthetic=True),
+            picture(truth.pixels, truth.limits or CT_VIEW, one.spacing),
+            error_map(compare(made, truth).error, target, one.spacing),
+        ]
+        if direction == "contour2mr":
+            hint = translator.hint(one, translator.checkpoints.thresholds())
+            cells[0] = picture(one.letterbox(len(hint)).restore(hint.max(-1)), (0, 255), one.spacing)
+        rows.append(np.hstack([_square(c) for c in cells]))
+    return np.vstack(rows)
+
+
+def _square(image: np.ndarray) -> np.ndarray:
+    scale = SIDE / max(image.shape[:2])
+    small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    out = np.zeros((SIDE, SIDE, 3), np.uint8)
+    top, left = ((SIDE - n) // 2 for n in small.shape[:2])
+    out[top : top + small.shape[0], left : left + small.shape[1]] = small
+    return out
+
+
+def main() -> None:
+    translator = Translator()
+    for direction, folder in SHEETS.items():
+        path = BUNDLED / folder / f"example_{direction}.png"
+        cv2.imwrite(str(path), sheet(direction, translator)[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 9])
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
