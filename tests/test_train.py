@@ -139,6 +139,29 @@ def test_resume_ends_where_an_unbroken_run_ends(work, tmp_path):
         assert torch.equal(value, resumed[name]), name
 
 
+def test_cached_latents_are_those_of_fresh_samples_and_are_kept(work, tmp_path):
+    given = ["--config", work / "tiny.yaml", "--output", tmp_path, "--cache", 6, "--checkpoint-every", 2]
+    train("ip2p.py", *given)
+    array, made = np.load(tmp_path / "latents.npy"), (tmp_path / "latents.npy").stat().st_mtime_ns
+    assert array.shape == (6, 2, 4, 8, 8)
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(work / "ae" / "vae")
+    sample = PairDataset(work / "data", "train", ("ct2mr", "mr2ct"))[3]
+    with torch.no_grad():
+        latents = vae.encode(torch.from_numpy(np.stack([sample["input"], sample["target"]]))).latent_dist.mode()
+    np.testing.assert_allclose(array[3], latents.numpy(), atol=0.01)
+    assert json.loads((tmp_path / "latents.json").read_text())["prompts"][3] == sample["prompt"]
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    first = weights(tmp_path / "ip2p")
+    train("ip2p.py", *given)  # resumed, with the latents as they are
+    assert (tmp_path / "latents.npy").stat().st_mtime_ns == made
+    for name, value in weights(tmp_path / "ip2p").items():
+        assert torch.equal(value, first[name]), name
+    train("ip2p.py", *given, "--seed", 5)
+    assert not np.array_equal(np.load(tmp_path / "latents.npy"), array)
+
+
 def test_checkpoints_rotate(work, tmp_path):
     train(
         "ip2p.py",
@@ -418,7 +441,7 @@ def test_samples_depend_on_seed_and_number_alone(work):
     assert -1 <= one[5]["input"].min() <= one[5]["input"].max() <= 1
 
 
-@pytest.mark.parametrize("name", ["mini", "mini_whole", "mini_contours", "sd15"])
+@pytest.mark.parametrize("name", ["mini", "mini_whole", "mini_latents", "mini_contours", "sd15"])
 def test_shipped_configs_are_understood(name):
     from train.autoencoder import AutoencoderOptions
     from train.baseline import BaselineOptions

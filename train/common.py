@@ -372,12 +372,11 @@ class Run:
 
     def provenance(self) -> dict:
         """How this run was made, for model cards."""
-        metadata = self.options.data / "train" / "metadata.jsonl"
         device = self.accelerator.device
         return {
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "commit": self.commit,
-            "data_sha256": hashlib.sha256(metadata.read_bytes()).hexdigest() if metadata.exists() else None,
+            "data_sha256": data_sha256(self.options.data),
             "seed": self.options.seed,
             "steps": self.options.steps,
             "batch_size": self.options.batch_size * self.options.gradient_accumulation * self.accelerator.num_processes,
@@ -389,6 +388,12 @@ class Run:
             else f"{torch.get_num_threads()} CPU cores",
             "processes": self.accelerator.num_processes,
         }
+
+
+def data_sha256(data: Path) -> str | None:
+    """Hash of the train split's metadata, which names every picture; None where there is none."""
+    path = data / "train" / "metadata.jsonl"
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
 
 
 def _commit() -> str | None:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from train import models
+from train import latents, models
 from train.common import Options, Run, enter, parse_options, schedule, training_pairs, validate_pipeline, write_details
 
 
@@ -43,6 +43,7 @@ class Ip2pOptions(DenoisingOptions):
     unet: dict = field(default_factory=dict)  # UNet2DConditionModel's config, from scratch
     text_encoder: dict = field(default_factory=dict)  # CLIPTextConfig, from scratch
     directions: list = field(default_factory=lambda: ["ct2mr", "mr2ct"])
+    cache: int = 0  # augmented samples to encode once and train on; 0: encode new ones as they come
 
 
 class Denoising(torch.nn.Module):
@@ -74,13 +75,16 @@ class Denoising(torch.nn.Module):
         return embedded[[different.index(p) for p in prompts]]
 
     @torch.no_grad()
-    def latents(self, images: torch.Tensor) -> torch.Tensor:
+    def latents(self, batch: dict, name: str) -> torch.Tensor:
+        """Latents (B, C, h, w) of the batch's "input" or "target" images."""
+        if f"{name}_latents" in batch:
+            return batch[f"{name}_latents"]
         # float: in half precision the schedule near t = 0 rounds to no noise at all.
-        return self.vae.encode(images.to(self.vae.dtype)).latent_dist.mode().float()
+        return self.vae.encode(batch[name].to(self.vae.dtype)).latent_dist.mode().float()
 
     def forward(self, batch: dict, generator: torch.Generator) -> torch.Tensor:
         o = self.options
-        clean = self.latents(batch["target"]) * self.vae.config.scaling_factor
+        clean = self.latents(batch, "target") * self.vae.config.scaling_factor
         device, count = clean.device, len(clean)
         draw = torch.rand(4, count, generator=generator)
         last = self.scheduler.config.num_train_timesteps - 1
@@ -105,7 +109,7 @@ class Denoising(torch.nn.Module):
 
 class Ip2p(Denoising):
     def predict(self, noisy, timesteps, text, batch, drop):
-        image = self.latents(batch["input"]) * (~drop)[:, None, None, None]
+        image = self.latents(batch, "input") * (~drop)[:, None, None, None]
         return self.unet(torch.cat([noisy, image], 1), timesteps, text).sample
 
 
@@ -135,6 +139,9 @@ def main(argv: list[str] | None = None) -> None:
         models.save_half(pipeline, output / "ip2p")
         write_details(output / "ip2p", run, options.base, directions=options.directions)
 
+    if options.cache:
+        with run.accelerator.main_process_first():
+            dataset = latents.cached(dataset, pipeline.vae, options, options.cache)
     run.fit(dataset, lambda: validate_pipeline(pipeline, options, options.directions), save)
 
 
