@@ -264,6 +264,7 @@ class Tab:
         # A slice chosen while another is translated must be translated too.
         again = {**running, "trigger_mode": "always_last", "api_visibility": "private"}
         runs += [event.success(self.run_if_fast, **again) for event in (*loads, moved, asked)]
+        runs.append(self.contrast.input(self.run_if_fast, **again))
         halt.click(session.stop, cancels=runs, queue=False, api_name=f"{self.api}_stop").then(
             lambda: _status("Stopped."),
             outputs=self.status,
@@ -349,9 +350,10 @@ class Tab:
         return outputs
 
     def run_if_fast(self, request: gr.Request, *values):
-        """Translate at once after a new scan or slice, where that takes a moment only."""
-        if values[4] != "fast":
-            # The old result is not of this slice.
+        """Translate at once after a new scan, slice or contrast, where that takes a moment only."""
+        scan, speed = values[0], values[4]
+        if speed != "fast" or not scan:
+            # The old result is not what is asked for now.
             yield self._forget()
             return
         yield from self.run(request, *values)
