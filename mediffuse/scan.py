@@ -1,8 +1,9 @@
-"""Read a scan (PNG, JPEG, NIfTI, DICOM), take slices of it, write slices back in its own space."""
+"""Read a scan (PNG, JPEG, NIfTI, NRRD, MHA, DICOM), take slices of it, write slices back in its own space."""
 
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,6 +20,7 @@ from mediffuse.intensity import AIR_HU, Letterbox, guess_picture_modality, guess
 PLANES = ("axial", "coronal", "sagittal")
 MODALITIES = ("CT", "MR")
 PICTURES = (".png", ".jpg", ".jpeg")
+VOLUMES = (".nii", ".nii.gz", ".nrrd", ".mha")
 MAX_VOXELS = 512 * 512 * 1200
 MAX_PIXELS = 4096 * 4096
 """Bounds on a volume and on a picture, checked in the header before any voxels are read."""
@@ -36,6 +38,14 @@ _NAMES = {"CT": "a CT", "MR": "an MRI"}
 
 class ScanError(ValueError):
     """A scan that cannot be used. The message tells a user what is wrong and what to do."""
+
+
+class SeveralSeriesError(ScanError):
+    """A folder or zip with more than one DICOM series. choices: title by SeriesInstanceUID."""
+
+    def __init__(self, name: str, choices: dict[str, str]) -> None:
+        super().__init__(f"{name} holds {len(choices)} series; choose one: {'; '.join(choices.values())}.")
+        self.choices = choices
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,7 @@ class Scan:
 
     voxels: float32 (X, Y, Z), axes turned to run Right, Anterior, Superior as nearly as they do.
     affine: 4x4, voxel indices to world mm (RAS). native_affine/native_shape: as in the file.
-    kind: "picture", "nifti" or "dicom". shown: for a picture of a CT, the window it was read with.
+    kind: "picture", "nifti", "itk" (NRRD, MHA) or "dicom". shown: for a picture of a CT, the window it was read with.
     """
 
     voxels: np.ndarray
@@ -191,11 +201,25 @@ class Scan:
         slab = np.expand_dims(_unshow(pixels), axis).astype(np.float32)
         shift = np.eye(4)
         shift[axis, 3] = one.index
-        canonical = nib.Nifti1Image(slab, self.affine @ shift)
+        return self._to_native(slab, self.affine @ shift)
+
+    def to_nifti(self, voxels: np.ndarray) -> nib.Nifti1Image:
+        """`voxels` (X, Y, Z) on this scan's canonical grid as a NIfTI with the file's own axes and affine."""
+        return self._to_native(voxels, self.affine)
+
+    def _to_native(self, voxels: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
+        canonical = nib.Nifti1Image(voxels, affine)
         back = nib.orientations.ornt_transform(nib.io_orientation(self.affine), nib.io_orientation(self.native_affine))
         image = canonical.as_reoriented(back)
         image.header.set_xyzt_units("mm")
         return image
+
+    @staticmethod
+    def shown_in(voxels: np.ndarray, one: Slice) -> np.ndarray:
+        """The part of `voxels` (X, Y, Z) that `one` shows, turned as it is shown: a view, to be written to."""
+        where = [np.s_[:]] * 3
+        where[_AXIS[one.plane]] = one.index
+        return _show(voxels[tuple(where)])
 
 
 def _show(plane: np.ndarray) -> np.ndarray:
@@ -211,38 +235,65 @@ def _size(scan: Scan) -> str:
     return " x ".join(str(n) for n in scan.voxels.shape if scan.kind != "picture" or n > 1)
 
 
-def read_scan(path: str | Path, modality: str, shown: str = "auto", *, allow_constant: bool = False) -> Scan:
-    """Read a PNG/JPEG, NIfTI (.nii, .nii.gz; 3D) or single DICOM file.
+def read_scan(
+    path: str | Path, modality: str, shown: str = "auto", *, series: str | None = None, allow_constant: bool = False
+) -> Scan:
+    """Read a PNG/JPEG, NIfTI (.nii, .nii.gz), NRRD, MHA, or DICOM: a file, a folder or a zip of a series.
 
     modality: "CT" or "MR", what the user says it is; `Scan.warnings` says where it looks
     otherwise. shown: for a picture of a CT, a key of `intensity.PNG_WINDOWS` or "auto".
-    Raises ScanError, with a message for the user, for anything that cannot be used.
+    series: the SeriesInstanceUID to read where there are several.
+    Raises ScanError, with a message for the user, for anything that cannot be used, and
+    SeveralSeriesError where `series` must be given.
     """
     path = Path(path)
     if modality not in MODALITIES:
         raise ValueError(f"modality is CT or MR, not {modality!r}")
+    if path.is_dir():
+        return _read_folder(path, path.name, modality, shown, series)
     if not path.is_file():
         raise ScanError(f"There is no file {path.name}.")
     if path.stat().st_size == 0:
         raise ScanError(f"{path.name} is empty (0 bytes). Was the upload or copy cut short?")
-    kind = _kind(path)
+    kind, said = _kind(path), None
+    if kind == "zip":
+        from mediffuse.series import unpacked
+
+        with unpacked(path) as folder:
+            return _read_folder(folder, path.name, modality, shown, series)
     if kind == "picture":
         scan, guess = _read_picture(path, modality, shown)
+        return _checked(scan, modality, None, (), allow_constant, guess)
+    if kind == "dicom":
+        from mediffuse.series import read_file
+
+        voxels, affine, said = read_file(path)
     else:
-        voxels, affine, said = _read_nifti(path) if kind == "nifti" else _read_dicom(path)
-        scan = _canonical(voxels, affine, modality, kind, path.name)
-        guess = said or looks_like(scan.voxels)
+        voxels, affine = (_read_nifti if kind == "nifti" else _read_itk)(path)
+    scan = _canonical(voxels, affine, modality, kind, path.name)
+    return _checked(scan, modality, said if said in MODALITIES else None, (), allow_constant)
+
+
+def _checked(
+    scan: Scan,
+    modality: str,
+    said: str | None,
+    warnings: tuple[str, ...],
+    allow_constant: bool = False,
+    guess: str | None = None,
+) -> Scan:
+    """`scan` with its warnings; `said` is the modality that the file names. Raises ScanError."""
     if not np.isfinite(scan.voxels).all():
-        raise ScanError(f"{path.name} has voxels that are not numbers (NaN or infinite). Export it again.")
-    if allow_constant:
-        return scan
-    if scan.voxels.min() == scan.voxels.max():
-        raise ScanError(f"{path.name} is one constant value: there is nothing to see in it.")
-    if guess and guess != modality:
-        sure = "The file says it is" if kind == "dicom" and said else "This looks like"
+        raise ScanError(f"{scan.name} has voxels that are not numbers (NaN or infinite). Export it again.")
+    if scan.voxels.min() == scan.voxels.max() and not allow_constant:
+        raise ScanError(f"{scan.name} is one constant value: there is nothing to see in it.")
+    if scan.kind != "picture" and not allow_constant:
+        guess = said or looks_like(scan.voxels)
+    if guess and guess != modality and not allow_constant:
+        sure = "The file says it is" if said else "This looks like"
         text = f"{sure} {_NAMES[guess]}, and this needs {_NAMES[modality]}: the result will mean nothing if it is."
-        scan = replace(scan, warnings=(text,))
-    return scan
+        warnings = (text, *warnings)
+    return replace(scan, warnings=warnings)
 
 
 def _kind(path: Path) -> str:
@@ -251,16 +302,22 @@ def _kind(path: Path) -> str:
         return "picture"
     if name.endswith((".nii", ".nii.gz")):
         return "nifti"
+    if name.endswith((".nrrd", ".mha")):
+        return "itk"
     with path.open("rb") as file:
         head = file.read(132)
     if name.endswith((".dcm", ".ima")) or head[128:] == b"DICM":
         return "dicom"
+    if head.startswith(b"PK"):
+        return "zip"
     raise ScanError(
-        f"{path.name} is not a file type this can read. Use PNG, JPEG, NIfTI (.nii, .nii.gz) or DICOM (.dcm)."
+        f"{path.name} is not a file type this can read. Use PNG, JPEG, NIfTI (.nii, .nii.gz), NRRD, MHA or DICOM "
+        "(.dcm, or a zip of a series)."
     )
 
 
-def _check_size(shape, name: str, most: int = MAX_VOXELS) -> None:
+def check_size(shape, name: str, most: int = MAX_VOXELS) -> None:
+    """Raise ScanError for a volume or picture that a header claims, and that cannot be read."""
     if min(shape) < 1:
         raise ScanError(f"{name} has a side of zero voxels. Export it again.")
     if math.prod(int(n) for n in shape) > most:
@@ -285,7 +342,7 @@ def _canonical(voxels, affine, modality, kind, name, shown=None) -> Scan:
 def _read_picture(path: Path, modality: str, shown: str) -> tuple[Scan, str | None]:
     """The scan, and the modality that the picture looks like."""
     rows, columns = _picture_size(path)
-    _check_size((rows, columns), path.name, MAX_PIXELS)
+    check_size((rows, columns), path.name, MAX_PIXELS)
     if min(rows, columns) < MIN_SIDE:
         raise ScanError(f"{path.name} is only {columns} x {rows} pixels: too small to translate.")
     image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
@@ -345,7 +402,7 @@ _NIFTI_ERRORS = (
 )
 
 
-def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, None]:
+def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         image = nib.load(path)
         shape = image.shape
@@ -355,7 +412,7 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, None]:
             raise ScanError(f"{path.name} is 4D ({shape[3]} volumes). Save one volume of it as 3D and use that.")
         if len(shape) != 3:
             raise ScanError(f"{path.name} is {len(shape)}D, and a 3D volume is needed. A single slice can come as PNG.")
-        _check_size(shape, path.name)
+        check_size(shape, path.name)
         if image.get_data_dtype().kind not in "iuf":
             raise ScanError(f"{path.name} is a colour or complex volume. Save the scan's own values.")
         voxels = np.asarray(image.dataobj, np.float32).reshape(shape)
@@ -363,38 +420,55 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, None]:
         raise
     except _NIFTI_ERRORS as error:
         raise ScanError(f"{path.name} cannot be read as NIfTI: it is damaged or cut short. Copy it again.") from error
-    return voxels, np.asarray(image.affine, float), None
+    return voxels, np.asarray(image.affine, float)
 
 
-def _read_dicom(path: Path) -> tuple[np.ndarray, np.ndarray, str | None]:
+def _read_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels and affine of an NRRD or MetaImage file."""
     import SimpleITK as sitk
 
+    from mediffuse.series import from_sitk
+
+    with path.open("rb") as file:
+        header = file.read(1 << 16)
+    # A header may name another file of this machine as its voxels.
+    local = re.search(rb"^ElementDataFile\s*=\s*LOCAL\s*$", header, re.MULTILINE | re.IGNORECASE)
+    detached = re.search(rb"^data ?file:", header.split(b"\n\n")[0].split(b"\r\n\r\n")[0], re.MULTILINE | re.IGNORECASE)
+    if detached or (path.suffix.lower() == ".mha" and not local):
+        raise ScanError(f"{path.name} is a header whose voxels are in another file. Save it as one file.")
     reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
-        _check_size(reader.GetSize(), path.name)
-        if reader.GetNumberOfComponents() != 1:
-            raise ScanError(f"{path.name} is a colour DICOM (a screenshot or report). Choose the scan's own images.")
-        said = reader.GetMetaData("0008|0060").strip() if reader.HasMetaDataKey("0008|0060") else None
-        image = reader.Execute()
+        if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
+            raise ScanError(f"{path.name} is no 3D volume of single values. Save one volume of it and use that.")
+        check_size(reader.GetSize(), path.name)
+        return from_sitk(reader.Execute())
     except ScanError:
         raise
     except RuntimeError as error:
-        raise ScanError(
-            f"{path.name} cannot be read as DICOM: it is damaged, cut short, has no pixel data, "
-            "or is compressed in a way that is not supported."
-        ) from error
-    if image.GetDimension() == 2:
-        image = sitk.JoinSeries(image)
-    lps_to_ras = np.diag([-1.0, -1.0, 1.0])
-    direction = np.array(image.GetDirection()).reshape(3, 3)
-    affine = np.eye(4)
-    affine[:3, :3] = lps_to_ras @ direction @ np.diag(image.GetSpacing())
-    affine[:3, 3] = lps_to_ras @ np.array(image.GetOrigin())
-    voxels = sitk.GetArrayFromImage(image).transpose(2, 1, 0).astype(np.float32)
-    return voxels, affine, said if said in MODALITIES else None
+        raise ScanError(f"{path.name} cannot be read: it is damaged or cut short. Copy it again.") from error
+
+
+def _read_folder(folder: Path, name: str, modality: str, shown: str, series: str | None) -> Scan:
+    """The one volume in a folder: a DICOM series, or a file that `read_scan` reads."""
+    from mediffuse.series import find_series, read_series
+
+    found = find_series(folder)
+    if series:
+        found = [s for s in found if s.uid == series]
+        if not found:
+            raise ScanError(f"{name} has no series {series}.")
+    if len(found) > 1:
+        raise SeveralSeriesError(name, {s.uid: s.title for s in found})
+    if found:
+        voxels, affine, said, warnings = read_series(found[0], name)
+        scan = _canonical(voxels, affine, modality, "dicom", name)
+        return _checked(scan, modality, said if said in MODALITIES else None, tuple(warnings))
+    others = [p for p in folder.rglob("*") if p.is_file() and p.name.lower().endswith((*VOLUMES, *PICTURES))]
+    if len(others) != 1:
+        raise ScanError(f"{name} holds no DICOM series{f', but {len(others)} other scans' if others else ''}.")
+    return read_scan(others[0], modality, shown)
 
 
 def looks_like(voxels: np.ndarray) -> str | None:

@@ -95,14 +95,25 @@ class Translator:
         checkpoint = self.checkpoints.get(direction)
         started = time.perf_counter()
         box = one.letterbox(checkpoint.size)
-        image = prepare(one, box)
-        with self._lock:
-            made = generate(checkpoint, direction, image[None], settings, thresholds, on_step)
+        made = self.generate(direction, prepare(one, box)[None], settings, thresholds, on_step)
         output = modalities(direction)[1]
         samples = tuple(restore(m, output, box) for m in made)
         deviation = np.std(samples, axis=0) if len(samples) > 1 else None
         seconds = time.perf_counter() - started
         return Translation(np.mean(samples, axis=0), samples, deviation, output, seconds, settings)
+
+    def generate(
+        self,
+        direction: str,
+        images: np.ndarray,
+        settings: Settings,
+        thresholds: Thresholds | None = None,
+        on_step: OnStep | None = None,
+    ) -> np.ndarray:
+        """`generate` with the checkpoint for a direction, one run at a time."""
+        checkpoint = self.checkpoints.get(direction)
+        with self._lock:
+            return generate(checkpoint, direction, images, settings, thresholds, on_step)
 
     def hint(self, one: Slice, thresholds: Thresholds) -> np.ndarray:
         """The contours (S, S, 3), uint8, that the contour model would get. Runs no model."""

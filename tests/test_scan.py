@@ -408,7 +408,7 @@ BAD = {
     "empty.nii.gz": (b"", r"is empty \(0 bytes\)"),
     "empty.dcm": (b"", r"is empty \(0 bytes\)"),
     "notes.txt": (b"hello", "not a file type this can read.*NIfTI"),
-    "archive.zip": (b"PK\x03\x04" + bytes(200), "not a file type"),
+    "archive.zip": (b"PK\x03\x04" + bytes(200), "cannot be unpacked"),
     "cut.png": (EXAMPLE_PNG.read_bytes()[:6000], "cannot be read as a picture"),
     "text.png": (b"hello", "cannot be read as a picture"),
     "huge.png": (forged_png(30_000), "too large"),

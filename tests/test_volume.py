@@ -1,0 +1,146 @@
+"""Whole volumes: in place to the voxel, on any grid."""
+
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from mediffuse.checkpoints import Checkpoints
+from mediffuse.scan import Scan, ScanError, read_scan
+from mediffuse.translate import Settings, Translator, prepare, restore
+from mediffuse.volume import Passes, head_mask, registered, resampled, straightened, translate_volume
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def translator(tmp_path_factory):
+    return Translator(Checkpoints(str(tiny.save_all(tmp_path_factory.mktemp("volume")))))
+
+
+def rotation(rng, degrees: float) -> np.ndarray:
+    axis = rng.normal(size=3)
+    axis /= np.linalg.norm(axis)
+    x, y, z = axis
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    angle = np.deg2rad(degrees)
+    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+
+
+def stored(scan: Scan, path, affine: np.ndarray, order=(0, 1, 2), flips=(1, 1, 1)):
+    """Write `scan`'s voxels as a file with `affine`, its axes permuted and flipped."""
+    image = nib.Nifti1Image(scan.voxels.astype(np.int16), affine)
+    image = image.as_reoriented(np.array([[o, f] for o, f in zip(order, flips, strict=True)]))
+    nib.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_result_has_the_grid_of_the_file_whatever_its_axes(translator, ct, tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    turn = rotation(rng, rng.uniform(0, 15))
+    shear = np.eye(3)
+    shear[1, 2] = rng.uniform(-0.2, 0.2)
+    affine = nib.affines.from_matvec(turn @ shear @ np.diag([1.25, 1.25, 4.0]), rng.uniform(-200, 200, 3))
+    path = stored(ct, tmp_path / "a.nii.gz", affine, rng.permutation(3), rng.choice([-1, 1], 3))
+    scan = read_scan(path, "CT")
+    made = translate_volume(translator, scan, "ct2mr", passes=Passes(batch=5))
+    image, given = scan.to_nifti(made.voxels), nib.load(path)
+    assert image.shape == given.shape
+    np.testing.assert_allclose(image.affine, given.affine, atol=1e-4)
+    # Voxel for voxel what the same scan gives in its own orientation.
+    straight = translate_volume(translator, ct, "ct2mr", passes=Passes(batch=5))
+    inverse = nib.orientations.ornt_transform(
+        nib.io_orientation(given.affine), nib.io_orientation(nib.Nifti1Image(ct.voxels, affine).affine)
+    )
+    back = np.asarray(image.as_reoriented(inverse).dataobj)
+    np.testing.assert_allclose(back, straight.voxels, atol=0.6)
+
+
+def test_slices_are_those_of_the_page(translator, ct):
+    made = translate_volume(translator, ct, "ct2mr", passes=Passes(batch=7))
+    one = ct.slice("axial", 11)
+    alone = translator.translate(one, "ct2mr").pixels
+    inside = Scan.shown_in(head_mask(ct), one)
+    np.testing.assert_allclose(Scan.shown_in(made.voxels, one)[inside], alone[inside], atol=1e-2)
+    assert made.slices == ct.count("axial")
+
+
+def test_outside_the_head_is_air(translator, mr, ct):
+    made = translate_volume(translator, mr, "mr2ct")
+    far = ~head_mask(mr)
+    far[:, 20:-20] = False
+    assert far.any()
+    assert (made.voxels[:, :2] == -1000).all()
+    empty = replace(ct, voxels=np.full(ct.voxels.shape, -1000, np.float32))
+    with pytest.raises(ScanError, match="shows no head"):
+        translate_volume(translator, empty, "ct2mr")
+
+
+def test_passes_are_averaged_and_their_spread_is_known(translator, ct):
+    small = replace(ct, voxels=ct.voxels[:, :, 8:12])
+    one = translate_volume(translator, small, "ct2mr")
+    assert one.deviation is None
+    seen = []
+    both = translate_volume(
+        translator, small, "ct2mr", passes=Passes(mirror=True), on_slices=lambda done, of: seen.append((done, of))
+    )
+    assert seen[-1] == (8, 8)
+    part = small.slice("axial", 2)
+    box = part.letterbox(tiny.SIZE)
+    image = prepare(part, box)[None]
+    plain, mirrored = (
+        restore(made[0], "MR", box)
+        for made in (
+            translator.generate("ct2mr", image, Settings()),
+            translator.generate("ct2mr", image[:, :, ::-1].copy(), Settings())[:, :, ::-1],
+        )
+    )
+    inside = Scan.shown_in(head_mask(small), part)
+    shown = [Scan.shown_in(v, part)[inside] for v in (both.voxels, both.deviation)]
+    np.testing.assert_allclose(shown[0], (plain + mirrored)[inside] / 2, atol=0.05)
+    np.testing.assert_allclose(shown[1], np.abs(plain - mirrored)[inside] / 2, atol=0.05)
+    inside = head_mask(small)
+    sampled = translate_volume(translator, small, "ct2mr", Settings(speed="diffusion", steps=2, samples=2))
+    assert sampled.deviation[inside].mean() > 0
+
+
+def test_planes_are_averaged(translator, ct):
+    small = replace(ct, voxels=ct.voxels[::4, ::4])
+    small = replace(small, affine=ct.affine @ np.diag([4, 4, 1, 1]))
+    made = translate_volume(translator, small, "ct2mr", passes=Passes(planes=("axial", "sagittal")))
+    assert made.deviation[head_mask(small)].mean() > 0
+
+
+def test_a_very_oblique_scan_is_straightened_and_put_back(ct, tmp_path):
+    turn = nib.affines.from_matvec(rotation(np.random.default_rng(1), 40))
+    tilted = replace(ct, affine=turn @ ct.affine)
+    upright = straightened(tilted)
+    assert np.abs(np.diag(upright.affine[:3, :3] / upright.spacing)).min() == pytest.approx(1)
+    assert straightened(ct) is ct
+    # Landmarks: the brightest voxels keep their place in the world within half a voxel.
+    back = resampled(upright, tilted, -1000.0)
+    landmark = np.zeros(ct.voxels.shape, np.float32)
+    landmark[60:66, 90:96, 9:11] = 1
+    there = resampled(replace(tilted, voxels=landmark), upright, 0.0)
+    found = np.argwhere(there > 0) @ np.diag([1, 1, 1.0])
+    weights = there[there > 0]
+    centre = nib.affines.apply_affine(upright.affine, np.average(found, axis=0, weights=weights))
+    wanted = nib.affines.apply_affine(tilted.affine, np.argwhere(landmark > 0).mean(0))
+    assert np.abs((centre - wanted) / ct.spacing).max() < 0.5
+    inside = head_mask(ct)
+    assert np.corrcoef(back[inside], ct.voxels[inside])[0, 1] > 0.9
+
+
+def test_registration_finds_a_known_turn(ct, mr):
+    shift = nib.affines.from_matvec(rotation(np.random.default_rng(2), 8), [6, -9, 5])
+    moved = replace(mr, affine=shift @ mr.affine)
+    transform, millimetres = registered(moved, ct)
+    head = nib.affines.apply_affine(ct.affine, np.argwhere(head_mask(ct))[::5000])
+    off = nib.affines.apply_affine(transform, head) - nib.affines.apply_affine(shift, head)
+    assert np.linalg.norm(off, axis=1).mean() < 2.5
+    assert millimetres == pytest.approx(
+        np.linalg.norm(nib.affines.apply_affine(shift, head) - head, axis=1).mean(), abs=3
+    )
+    _, still = registered(mr, ct)
+    assert still < 2.5
