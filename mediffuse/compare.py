@@ -63,5 +63,34 @@ def matching_slice(scan: Scan, one: Slice, truth: Scan) -> Slice:
     return truth.slice(one.plane, one.index)
 
 
+@dataclass(frozen=True)
+class VolumeComparison:
+    """error: signed, made - truth (X, Y, Z). slices: (index, scores) of the axial slices with a head."""
+
+    error: np.ndarray
+    slices: tuple[tuple[int, tuple[Scores, ...]], ...]
+
+
+def compare_volumes(made: np.ndarray, scan: Scan, truth: Scan) -> VolumeComparison:
+    """Compare a made volume on `scan`'s canonical grid with a `truth` on the same grid, slice by slice.
+
+    Raises ScanError if the grids differ, or nothing can be compared.
+    """
+    scan.check_same_grid(truth)
+    ct = scan if scan.modality == "CT" else truth
+    error = np.zeros(made.shape, np.float32)
+    found = []
+    for index in range(scan.count("axial")):
+        one, real = (x.slice("axial", index) for x in (ct, truth))
+        if not body_mask(one.pixels).any() or np.ptp(real.pixels) == 0:
+            continue
+        compared = compare(Scan.shown_in(made, one), real, one)
+        Scan.shown_in(error, one)[...] = compared.error
+        found.append((index, compared.scores))
+    if not found:
+        raise ScanError("The ground truth shows nothing where the head is: there is nothing to compare with.")
+    return VolumeComparison(error, tuple(found))
+
+
 def _size(pixels: np.ndarray) -> str:
     return f"{pixels.shape[1]} x {pixels.shape[0]}"

@@ -93,6 +93,7 @@ class Scan:
     name: str = "scan"
     shown: str | None = None
     warnings: tuple[str, ...] = field(default=())
+    tags: dict[str, str] = field(default_factory=dict)  # of a DICOM: `series.KEPT_TAGS`
 
     @cached_property
     def limits(self) -> tuple[float, float] | None:
@@ -255,7 +256,7 @@ def read_scan(
         raise ScanError(f"There is no file {path.name}.")
     if path.stat().st_size == 0:
         raise ScanError(f"{path.name} is empty (0 bytes). Was the upload or copy cut short?")
-    kind, said = _kind(path), None
+    kind, said, tags = _kind(path), None, {}
     if kind == "zip":
         from mediffuse.series import unpacked
 
@@ -265,12 +266,13 @@ def read_scan(
         scan, guess = _read_picture(path, modality, shown)
         return _checked(scan, modality, None, (), allow_constant, guess)
     if kind == "dicom":
-        from mediffuse.series import read_file
+        from mediffuse.series import kept_tags, read_file
 
         voxels, affine, said = read_file(path)
+        tags = kept_tags(path)
     else:
         voxels, affine = (_read_nifti if kind == "nifti" else _read_itk)(path)
-    scan = _canonical(voxels, affine, modality, kind, path.name)
+    scan = replace(_canonical(voxels, affine, modality, kind, path.name), tags=tags)
     return _checked(scan, modality, said if said in MODALITIES else None, (), allow_constant)
 
 
@@ -452,7 +454,7 @@ def _read_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _read_folder(folder: Path, name: str, modality: str, shown: str, series: str | None) -> Scan:
     """The one volume in a folder: a DICOM series, or a file that `read_scan` reads."""
-    from mediffuse.series import find_series, read_series
+    from mediffuse.series import find_series, kept_tags, read_series
 
     found = find_series(folder)
     if series:
@@ -463,7 +465,7 @@ def _read_folder(folder: Path, name: str, modality: str, shown: str, series: str
         raise SeveralSeriesError(name, {s.uid: s.title for s in found})
     if found:
         voxels, affine, said, warnings = read_series(found[0], name)
-        scan = _canonical(voxels, affine, modality, "dicom", name)
+        scan = replace(_canonical(voxels, affine, modality, "dicom", name), tags=kept_tags(found[0].files[0]))
         return _checked(scan, modality, said if said in MODALITIES else None, tuple(warnings))
     others = [p for p in folder.rglob("*") if p.is_file() and p.name.lower().endswith((*VOLUMES, *PICTURES))]
     if len(others) != 1:

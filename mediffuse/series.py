@@ -23,6 +23,22 @@ MAX_UNPACKED = 4 * MAX_VOXELS
 """Bounds on a zip, checked in its directory and while unpacking: bytes are counted as they come."""
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
+KEPT_TAGS = (
+    "0008|0020",
+    "0008|0030",
+    "0008|0050",
+    "0008|0090",
+    "0010|0010",
+    "0010|0020",
+    "0010|0030",
+    "0010|0040",
+    "0018|5100",
+    "0020|000d",
+    "0020|0010",
+    "0020|0052",
+)
+"""What a derived series has in common with its source: the patient, the study, the frame of reference."""
+
 _CHUNK = 1 << 20
 _TAGS = {
     "modality": "0008|0060",
@@ -77,10 +93,16 @@ def unpacked(path: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def find_series(folder: Path) -> list[Series]:
-    """The DICOM image series in a folder and those below it, the largest first."""
+def find_series(folder: Path, *, below: bool = True) -> list[Series]:
+    """The DICOM image series in a folder (and those `below` it), the largest first.
+
+    Raises ScanError where there are more than `MAX_FILES` files.
+    """
     groups: dict[str, list[tuple[Path, dict]]] = {}
-    for file in sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink())[:MAX_FILES]:
+    files = sorted(p for p in (folder.rglob("*") if below else folder.iterdir()) if p.is_file() and not p.is_symlink())
+    if len(files) > MAX_FILES:
+        raise ScanError(f"{folder.name} holds {len(files)} files; give the folder of one scan.")
+    for file in files:
         tags = _tags(file)
         if tags and tags["uid"]:
             groups.setdefault(tags["uid"], []).append((file, tags))
@@ -90,6 +112,13 @@ def find_series(folder: Path) -> list[Series]:
         title = f"{first['description'] or 'Series'}: {first['modality'] or '?'}, {len(members)} files"
         found.append(Series(uid, tuple(file for file, _ in members), first["modality"], title))
     return sorted(found, key=lambda s: -len(s.files))
+
+
+def kept_tags(path: Path) -> dict[str, str]:
+    """The `KEPT_TAGS` of a DICOM file that it has."""
+    reader = _reader(path)
+    reader.ReadImageInformation()
+    return {tag: reader.GetMetaData(tag).strip() for tag in KEPT_TAGS if reader.HasMetaDataKey(tag)}
 
 
 def read_series(series: Series, name: str) -> tuple[np.ndarray, np.ndarray, str, list[str]]:

@@ -1,4 +1,7 @@
-"""Translate a slice: slice in, slice out, on the slice's own grid and in HU or MR units."""
+"""Translate a slice: slice in, slice out, on the slice's own grid and in HU or MR units.
+
+As a command, `python -m mediffuse.translate`, whole volumes: see mediffuse.batch.
+"""
 
 from __future__ import annotations
 
@@ -208,3 +211,11 @@ def _callback(on_step: OnStep, steps: int):
         return {}
 
     return call
+
+
+if __name__ == "__main__":
+    import sys
+
+    from mediffuse.batch import main
+
+    sys.exit(main())

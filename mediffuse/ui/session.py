@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,10 +20,11 @@ from mediffuse.checkpoints import CheckpointError
 from mediffuse.compare import Comparison, compare, matching_slice
 from mediffuse.contours import Thresholds
 from mediffuse.display import picture
-from mediffuse.intensity import MR_OUTPUT_LIMITS
 from mediffuse.prompts import modalities
 from mediffuse.scan import Scan, ScanError, Slice, read_scan
 from mediffuse.translate import Settings, Translation, Translator
+from mediffuse.volume import Passes, VolumeTranslation, translate_volume
+from mediffuse.write import mark_synthetic
 
 SYNTHETIC_NOTE = "SYNTHETIC image made by Mediffuse. Research use only, not for diagnosis."
 
@@ -113,43 +114,81 @@ def stream(
     thresholds: Thresholds | None,
     session: str | None,
 ) -> Iterator[tuple[int, int, np.ndarray | None] | Translation]:
-    """Run a registered translator in a thread: (step, steps, preview model image or None)..., then the Translation.
+    """Run a registered translator: (step, steps, preview model image or None)..., then the Translation.
 
     Closing the iterator, or `stop`, ends the run. Errors become gr.Error.
     """
+
+    def work(emit: Emit) -> Translation:
+        def on_step(step: int, steps: int, preview) -> None:
+            # A decode costs about as much as a step: show every step only of short runs.
+            shows = step < steps and (steps <= 12 or step % (steps // 10) == 0)
+            emit((step, steps, preview() if shows else None))
+
+        on = on_step if settings.speed == "diffusion" else None
+        return _translators[translator].translate(one, direction, settings, thresholds, on)
+
+    yield from _run(session, work)
+
+
+@spaces.GPU(duration=120)
+def stream_volume(
+    translator: int, scan: Scan, direction: str, settings: Settings, passes: Passes, session: str | None
+) -> Iterator[tuple[int, int] | VolumeTranslation]:
+    """Translate a volume: (slices done, slices)..., then the VolumeTranslation. Otherwise as `stream`."""
+
+    def work(emit: Emit) -> VolumeTranslation:
+        return translate_volume(
+            _translators[translator],
+            scan,
+            direction,
+            settings,
+            passes,
+            on_slices=lambda done, of: emit((done, of)),
+        )
+
+    yield from _run(session, work)
+
+
+Emit = Callable[[object], None]
+"""Hands an item to whoever iterates; raises Stopped where nobody does any more."""
+
+
+def _run(session: str | None, work: Callable[[Emit], object]) -> Iterator:
+    """Run `work(emit)` in a thread, and yield what it emits and then what it returns."""
     items: queue.Queue = queue.Queue(maxsize=2)
     stopped = threading.Event()
     key = session or ""
     _stops[key] = stopped
+    finished = object()
 
-    def on_step(step: int, steps: int, preview) -> None:
+    def emit(item: object) -> None:
         if stopped.is_set():
             raise Stopped
-        # A decode costs about as much as a step: show every step only of short runs.
-        shows = step < steps and (steps <= 12 or step % (steps // 10) == 0)
-        items.put((step, steps, preview() if shows else None))
+        items.put(item)
 
-    def work() -> None:
-        on = on_step if settings.speed == "diffusion" else None
+    def target() -> None:
         try:
-            items.put(_translators[translator].translate(one, direction, settings, thresholds, on))
+            items.put((finished, work(emit)))
         except BaseException as error:  # noqa: BLE001 - handed to the waiting generator
-            items.put(error)
+            items.put((finished, error))
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
+    threading.Thread(target=target, daemon=True).start()
     try:
         while True:
             item = items.get()
-            if isinstance(item, Stopped):
+            if not (isinstance(item, tuple) and item[0] is finished):
+                yield item
+                continue
+            made = item[1]
+            if isinstance(made, Stopped):
                 return
-            if isinstance(item, (CheckpointError, ScanError)):
-                raise gr.Error(str(item), duration=None, print_exception=False) from item
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-            if isinstance(item, Translation):
-                return
+            if isinstance(made, (CheckpointError, ScanError)):
+                raise gr.Error(str(made), duration=None, print_exception=False) from made
+            if isinstance(made, BaseException):
+                raise made
+            yield made
+            return
     finally:
         stopped.set()
         _drain(items)
@@ -182,11 +221,7 @@ def write_downloads(result: Result, folder: Path, limits: tuple[float, float]) -
     Image.fromarray(image).save(png, pnginfo=info)
     paths = [str(png)]
     if scan.kind != "picture":
-        volume = scan.slice_to_nifti(one, translation.pixels)
-        units = (
-            "HU" if translation.modality == "CT" else f"arbitrary {MR_OUTPUT_LIMITS[0]:.0f}-{MR_OUTPUT_LIMITS[1]:.0f}"
-        )
-        volume.header["descrip"] = f"SYNTHETIC {translation.modality} ({units}), not for diagnosis".encode()[:79]
+        volume = mark_synthetic(scan.slice_to_nifti(one, translation.pixels), translation.modality)
         nifti = folder / f"{name}.nii.gz"
         nib.save(volume, nifti)
         paths.append(str(nifti))

@@ -245,7 +245,7 @@ class Tab:
         }
         private = {"show_progress": "hidden", "api_visibility": "private"}
         # Unqueued, so that who waits for another visitor's run sees it.
-        go.click(lambda: _status("Waiting…", 0, 1), outputs=self.status, queue=False, **private)
+        go.click(lambda: status("Waiting…", 0, 1), outputs=self.status, queue=False, **private)
         runs = [go.click(self.run, **running, api_name=self.api)]
         moved = self.index.input(**previewing, api_name=f"{self.api}_preview")
         asked = self.shown.input(**previewing, api_visibility="private")
@@ -266,7 +266,7 @@ class Tab:
         runs += [event.success(self.run_if_fast, **again) for event in (*loads, moved, asked)]
         runs.append(self.contrast.input(self.run_if_fast, **again))
         halt.click(session.stop, cancels=runs, queue=False, api_name=f"{self.api}_stop").then(
-            lambda: _status("Stopped."),
+            lambda: status("Stopped."),
             outputs=self.status,
             queue=False,
             show_progress="hidden",
@@ -397,7 +397,7 @@ class Tab:
         skipped = [gr.skip()] * len(self.shows)
         # Steps must not be shown beside the last result's scores; one step is over too soon to flicker.
         first = self._forget() if speed == "diffusion" else [*skipped, *[gr.skip()] * 4]
-        yield [*first[:-3], seed, _status("Translating…", 0, 1), gr.skip()]
+        yield [*first[:-3], seed, status("Translating…", 0, 1), gr.skip()]
         made = None
         try:
             for item in session.stream(self.number, one, self.direction, settings, thresholds, request.session_hash):
@@ -408,12 +408,12 @@ class Tab:
                 shows = list(skipped)
                 if preview is not None:
                     shows[1] = self._preview_picture(preview, one, view)
-                yield [*shows, gr.skip(), gr.skip(), _status(f"Step {step} of {of}", step, of), gr.skip()]
+                yield [*shows, gr.skip(), gr.skip(), status(f"Step {step} of {of}", step, of), gr.skip()]
         except gr.Error:
-            yield [*skipped, gr.skip(), gr.skip(), _status("Not translated."), gr.skip()]
+            yield [*skipped, gr.skip(), gr.skip(), status("Not translated."), gr.skip()]
             raise
         if made is None:
-            yield [*skipped, gr.skip(), gr.skip(), _status("Stopped."), gr.skip()]
+            yield [*skipped, gr.skip(), gr.skip(), status("Stopped."), gr.skip()]
         else:
             yield from self._finish(made, scan, shown, one, truth, view)
 
@@ -433,7 +433,7 @@ class Tab:
             # Once this is taken, the files are copied; a ground truth that does not fit must not lose it.
             warnings = session.warnings_of(result, truth)
             said = " ".join([f"{said}.", *warnings])
-            yield [*self._shows(result, view), files, settings.seed, _status(said), result]
+            yield [*self._shows(result, view), files, settings.seed, status(said), result]
         if refused:
             raise refused
 
@@ -512,7 +512,7 @@ def slice_of(scan: Scan, index: float | None) -> Slice:
         raise gr.Error(str(error), print_exception=False) from error
 
 
-def _status(text: str, step: int | None = None, steps: int | None = None) -> str:
+def status(text: str, step: int | None = None, steps: int | None = None) -> str:
     text = html.escape(text)
     bar = f'<progress value="{step}" max="{steps}"></progress> ' if steps else ""
     return f'<div class="status" role="status">{bar}{text}</div>'

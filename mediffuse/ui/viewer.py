@@ -1,0 +1,83 @@
+"""The three-plane viewer of the Volume tab: NiiVue, bundled, in a gr.HTML."""
+
+from __future__ import annotations
+
+import html
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+
+FOLDER = Path(__file__).resolve().parents[2] / "assets" / "viewer"
+PRESETS = {
+    "CT": [
+        ("Brain (W 80, L 40)", 0, 80),
+        ("Subdural (W 200, L 75)", -25, 175),
+        ("Soft tissue (W 400, L 40)", -160, 240),
+        ("Bone (W 2500, L 480)", -770, 1730),
+    ],
+    "MR": [],
+}
+"""Window presets by modality: (text, black, white)."""
+
+_TEMPLATE = """<div class="viewer" hidden data-presets="${presets}">
+  <div class="controls">
+    <label>Image <select class="base" aria-label="Image"></select></label>
+    <label>Window <select class="preset" aria-label="Window"></select></label>
+    <label>Overlay <select class="over" aria-label="Overlay"></select></label>
+    <label>Opacity <input class="opacity" type="range" min="0" max="1" step="0.05" value="0.6"></label>
+  </div>
+  <canvas aria-label="Three planes of the volume"></canvas>
+  <p class="readout" role="status"></p>
+  <p class="convention">Radiological convention: the patient's right is on the left. Research use only, not for
+  diagnosis.</p>
+</div>"""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What the viewer shows of one NIfTI. role: input, made, truth, error or spread; window: black and white."""
+
+    role: str
+    title: str
+    modality: str
+    unit: str
+    window: tuple[float, float]
+
+
+def build(elem_id: str) -> gr.HTML:
+    """The viewer, empty; `SHOW` fills it."""
+    gr.set_static_paths([FOLDER])
+    return gr.HTML(
+        value="",
+        html_template=_TEMPLATE,
+        js_on_load=f"element.show = ({(FOLDER / 'viewer.js').read_text(encoding='utf-8')})(element);",
+        head=f'<script src="/gradio_api/file={html.escape(str(FOLDER / "niivue.umd.js"))}"></script>',
+        presets=html.escape(json.dumps(PRESETS)),
+        elem_id=elem_id,
+    )
+
+
+def show(elem_id: str) -> str:
+    """JavaScript for an event with the layers' files and `describe`'s text as inputs: shows them."""
+    return f"""(files, text) => {{
+      const about = JSON.parse(text || "[]");
+      const layers = (files || []).slice(0, about.length).map((file, i) => ({{
+        ...about[i], url: file.url, name: file.orig_name || "volume.nii.gz"
+      }}));
+      const holder = [document.querySelector("#{elem_id}"), ...document.querySelectorAll("#{elem_id} *")];
+      holder.find((e) => e.show)?.show(layers);
+    }}"""
+
+
+def describe(layers: list[Layer]) -> str:
+    return json.dumps([asdict(layer) for layer in layers])
+
+
+def window_of(voxels: np.ndarray) -> tuple[float, float]:
+    """Black and white of an MRI: its 1st and 99.5th percentile above its minimum."""
+    low = float(voxels.min())
+    some = voxels[voxels > low]
+    return (low, float(np.percentile(some, 99.5))) if some.size else (low, low + 1)

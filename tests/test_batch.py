@@ -1,0 +1,147 @@
+"""The command line that translates volumes, as a script runs it."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+
+from mediffuse.scan import read_scan
+from mediffuse.write import write_dicom
+from tests import tiny
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    return tiny.save_all(tmp_path_factory.mktemp("batch"))
+
+
+@pytest.fixture(scope="module")
+def command(checkpoints):
+    def run(*arguments, launch=("-m", "mediffuse.translate")) -> subprocess.CompletedProcess:
+        words = [sys.executable, *launch, *map(str, arguments), "--checkpoint", str(checkpoints)]
+        return subprocess.run(
+            words, cwd=ROOT, env=tiny.cpu_environment(), check=False, capture_output=True, text=True, timeout=300
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def series(ct, tmp_path_factory):
+    """The example CT as a DICOM series, whose files are named out of order."""
+    folder = tmp_path_factory.mktemp("series") / "head"
+    write_dicom(ct, ct.voxels, "CT", folder)
+    for number, path in enumerate(sorted(folder.iterdir())):
+        path.rename(folder / f"{(number * 7) % 20:02d}_{number}.dcm")
+    return folder
+
+
+def test_files_folders_and_patterns(command, ct_path, series, tmp_path):
+    data = tmp_path / "data"
+    (data / "a" / "b").mkdir(parents=True)
+    shutil.copy(ct_path, data / "one.nii.gz")
+    shutil.copy(ct_path, data / "a" / "b" / "one.nii.gz")
+    shutil.copytree(series, data / "a" / "dicom")
+    (data / "broken.nii.gz").write_bytes(b"no scan")
+    out = tmp_path / "out"
+    done = command(data, tmp_path / "none*", "--to", "mri", "--output", out)
+    assert done.returncode == 1
+    assert "3 translated" in done.stdout
+    assert "2 failed" in done.stdout
+    assert "broken.nii.gz: failed" in done.stderr
+    assert "none*: there is no such file" in done.stderr
+    made = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
+    assert made[:1] == ["a/b/one_synthetic_mri.nii.gz"]
+    assert made[-1] == "one_synthetic_mri.nii.gz"
+    assert len(made) == 3
+    image, given = nib.load(out / "one_synthetic_mri.nii.gz"), nib.load(ct_path)
+    assert image.shape == given.shape
+    np.testing.assert_allclose(image.affine, given.affine, atol=1e-4)
+    assert b"SYNTHETIC MR" in image.header["descrip"].tobytes()
+    # What is there is not made again, and what is broken is tried again.
+    again = command(data, "--to", "mri", "--output", out)
+    assert "0 translated; 3 skipped; 1 failed." in again.stdout
+
+
+def test_dicom_out_is_a_series_of_the_same_patient(command, mr, tmp_path):
+    folder = tmp_path / "mr"
+    write_dicom(mr, mr.voxels, "MR", folder)
+    source = pydicom.dcmread(next(folder.iterdir()))
+    out = tmp_path / "out"
+    done = command(folder, "--to", "ct", "--output", out, "--format", "dicom", "--format", "nifti")
+    assert done.returncode == 0, done.stderr
+    (made,) = [p for p in out.iterdir() if p.is_dir()]
+    files = [pydicom.dcmread(p) for p in sorted(made.iterdir())]
+    assert len(files) == mr.count()
+    first = files[0]
+    assert (first.Modality, first.SOPClassUID) == ("CT", "1.2.840.10008.5.1.4.1.1.2")
+    assert list(first.ImageType)[:2] == ["DERIVED", "SECONDARY"]
+    assert "SYNTHETIC, not for diagnosis" in first.SeriesDescription
+    for name in ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID"):
+        assert first[name].value == source[name].value
+    assert first.SeriesInstanceUID != source.SeriesInstanceUID
+    assert len({f.SOPInstanceUID for f in files}) == len(files)
+    # Read back, it lies on the NIfTI to the voxel and has its HU.
+    scan = read_scan(made, "CT")
+    (nifti,) = out.glob("*.nii.gz")
+    other = read_scan(nifti, "CT")
+    np.testing.assert_allclose(scan.affine, other.affine, atol=1e-3)
+    np.testing.assert_array_equal(scan.voxels, other.voxels)
+    assert other.voxels.min() == -1000
+
+
+def test_options_are_checked_before_anything_is_read(command, ct_path, tmp_path):
+    given = (ct_path, "--to", "mri", "--output", tmp_path / "out")
+    for options, said in (
+        (("--samples", 0), "Samples must be between"),
+        (("--uncertainty",), "needs several estimates"),
+        (("--batch-size", 0), "at least one slice"),
+    ):
+        done = command(*given, *options)
+        assert done.returncode == 2
+        assert said in done.stderr
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+    shutil.copy(ct_path, tmp_path / ct_path.name)
+    assert "would get one name" in command(tmp_path / ct_path.name, *given).stderr
+
+
+def test_uncertainty_of_mirrored_passes(command, ct_path, tmp_path):
+    done = command(ct_path, "--to", "mri", "--output", tmp_path, "--mirror", "--uncertainty")
+    assert done.returncode == 0, done.stderr
+    spread = nib.load(tmp_path / "head_ct_synthetic_mri_std.nii.gz")
+    assert spread.shape == nib.load(ct_path).shape
+    assert np.asarray(spread.dataobj).max() > 0
+
+
+def test_two_processes_share_the_work(command, ct_path, tmp_path):
+    for name in "abc":
+        shutil.copy(ct_path, tmp_path / f"{name}.nii.gz")
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "mediffuse.translate")
+    done = command(tmp_path, "--to", "mri", "--output", tmp_path / "out", launch=launch)
+    assert done.returncode == 0, done.stderr
+    assert "3 translated" in done.stdout
+    assert done.stdout.count("translated") == 1
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 3
+
+
+def test_a_zip_of_several_series_asks_for_one(command, series, mr, tmp_path):
+    write_dicom(mr, mr.voxels, "MR", tmp_path / "mr")
+    with zipfile.ZipFile(tmp_path / "both.zip", "w") as archive:
+        for folder in (series, tmp_path / "mr"):
+            for path in folder.iterdir():
+                archive.write(path, f"{folder.name}/{path.name}")
+    given = (tmp_path / "both.zip", "--to", "mri", "--output", tmp_path / "out")
+    done = command(*given)
+    assert done.returncode == 1
+    assert "holds 2 series" in done.stderr
+    uid = pydicom.dcmread(next(series.iterdir())).SeriesInstanceUID
+    done = command(*given, "--series", uid)
+    assert done.returncode == 0, done.stderr
