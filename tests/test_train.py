@@ -190,20 +190,22 @@ def test_controlnet_trains_and_the_app_loads_both(work):
         assert np.isfinite(translator.translate(one, direction, Settings()).pixels).all()
 
 
-def test_a_further_stage_keeps_the_record_of_the_first(work, tmp_path):
+def test_a_further_stage_keeps_the_record_of_those_before(work, tmp_path):
     base = work / "ip2p" / "ip2p"
     train("onestep.py", "--config", work / "tiny.yaml", "--base", base, "--output", tmp_path)
     details = json.loads((tmp_path / "ip2p" / "mediffuse.json").read_text())
-    (first,) = details["earlier"]
+    autoencoder, first = details["earlier"]
+    assert autoencoder == json.loads((work / "ae" / "vae" / "mediffuse.json").read_text())["training"]
     assert first == json.loads((base / "mediffuse.json").read_text())["training"]
     assert details["directions"] == ["ct2mr", "mr2ct"]
-    for stage in (first, details["training"]):
+    stages = (autoencoder, first, details["training"])
+    for stage in stages:
         assert stage["seconds"] >= 0
         assert stage["peak_memory_mib"] > 100
     losses = (tmp_path / "ip2p" / "training.csv").read_text().splitlines()
     assert losses[0] == "stage,step,loss"
-    assert [line.split(",")[0] for line in losses[1:]] == [first["stage"]] * 4 + [details["training"]["stage"]] * 4
-    assert [line.split(",")[1] for line in losses[1:]] == ["1", "2", "3", "4"] * 2
+    wanted = [(stage["stage"], str(n + 1)) for stage in stages for n in range(stage["steps"])]
+    assert [tuple(line.split(",")[:2]) for line in losses[1:]] == wanted
 
 
 @pytest.mark.parametrize("kind", ["ip2p", "controlnet"])

@@ -26,7 +26,7 @@ from mediffuse.dataset import central_rows, read_image, read_rows
 from mediffuse.intensity import MR_OUTPUT_LIMITS, decode
 from mediffuse.metrics import paper, to_grey
 from train import augment, models
-from train.common import Options, Run, enter, parse_options, to_tensor, weighted_windows
+from train.common import Options, Run, enter, parse_options, to_tensor, weighted_windows, write_details
 
 
 @dataclass
@@ -158,6 +158,7 @@ def main(argv: list[str] | None = None) -> None:
         images = [torch.from_numpy(to_tensor(read_image(p))).to(run.accelerator.device) for p in some]
         fold_moments(vae, *latent_moments(vae, images))
         vae.save_pretrained(output / "vae")
+        write_details(output / "vae", run, options.base_dir)
 
     run.fit(dataset, lambda: ceilings(vae, options), save)
 

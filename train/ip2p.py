@@ -137,7 +137,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def save(output: Path) -> None:
         models.save_half(pipeline, output / "ip2p")
-        write_details(output / "ip2p", run, options.base, directions=options.directions)
+        write_details(output / "ip2p", run, options.base or options.vae_dir, directions=options.directions)
 
     if options.cache:
         with run.accelerator.main_process_first():
