@@ -1,0 +1,104 @@
+"""Speed and memory of translating volumes with the bundled checkpoints, on the bundled example.
+
+    python benchmarks/volumes.py                 # writes benchmarks/volumes.md
+    python benchmarks/volumes.py --slices 2      # fewer slices at the reference setting, which is slow
+
+Slices per second in one step against the reference setting (50 steps, guidance 7.5, image guidance 1.5,
+as published) with the same checkpoint in the same run; and peak memory of fresh processes against the
+number of slices, beside the memory of the volumes themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from mediffuse.memory import peak_mib
+from mediffuse.scan import Scan, read_scan
+from mediffuse.translate import Settings, Translator
+from mediffuse.volume import Passes, translate_volume
+
+REFERENCE = Settings("diffusion", steps=50, guidance=7.5, image_guidance=1.5)
+COUNTS = (20, 80, 320)
+
+
+def example(count: int) -> Scan:
+    """The example CT with its slices repeated to `count`."""
+    ct = read_scan(ROOT / "assets" / "examples" / "head_ct.nii.gz", "CT")
+    return replace(ct, voxels=ct.voxels[:, :, np.arange(count) % ct.count()])
+
+
+def seconds_per_slice(translator: Translator, count: int, settings: Settings, batch: int) -> float:
+    started = time.perf_counter()
+    made = translate_volume(translator, example(count), "ct2mr", settings, Passes(batch=batch))
+    return (time.perf_counter() - started) / made.slices
+
+
+def memory(count: int) -> None:
+    """Print the peak memory (MiB) of this process before and after a volume of `count` slices."""
+    translator = Translator()
+    translate_volume(translator, example(1), "ct2mr")
+    scan, before = example(count), peak_mib()
+    translate_volume(translator, scan, "ct2mr")
+    print(json.dumps({"before": before, "after": peak_mib(), "volume": scan.voxels.nbytes / 2**20}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--slices", type=int, default=4, help="at the reference setting")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "volumes.md")
+    parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.memory:
+        memory(args.memory)
+        return
+    translator = Translator()
+    translate_volume(translator, example(1), "ct2mr")  # loads
+    rows = []
+    for name, count, settings, batch in (
+        ("Fast, 8 slices at a time", 40, Settings(), 8),
+        ("Fast, 1 slice at a time", 40, Settings(), 1),
+        ("Diffusion, 20 steps", args.slices, Settings("diffusion", steps=20), 8),
+        ("Reference: 50 steps, guidance 7.5 and 1.5", args.slices, REFERENCE, 8),
+    ):
+        rows.append((name, seconds_per_slice(translator, count, settings, batch)))
+        print(f"{name}: {rows[-1][1]:.3f} s a slice", flush=True)
+    peaks = {}
+    for count in COUNTS:
+        words = [sys.executable, __file__, "--memory", str(count)]
+        done = subprocess.run(words, check=True, capture_output=True, text=True)
+        peaks[count] = json.loads(done.stdout.splitlines()[-1])
+        print(count, peaks[count], flush=True)
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    lines = [
+        "# Volumes",
+        "",
+        f"Made by `python benchmarks/volumes.py` on {device} ({platform.machine()}, {os.cpu_count()} cores); the",
+        "example CT (175 x 213 x 20 voxels, repeated along z where more slices were wanted) to MRI.",
+        "",
+        "| | s a slice | slices a second | times the reference |",
+        "| --- | --- | --- | --- |",
+        *(f"| {name} | {s:.3f} | {1 / s:.2f} | {rows[-1][1] / s:.1f} |" for name, s in rows),
+        "",
+        "| Slices | One volume (MiB) | Peak memory before (MiB) | Peak memory after (MiB) |",
+        "| --- | --- | --- | --- |",
+        *(f"| {n} | {p['volume']:.0f} | {p['before']:.0f} | {p['after']:.0f} |" for n, p in peaks.items()),
+    ]
+    args.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
