@@ -22,13 +22,13 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mediffuse.memory import peak_mib
 from mediffuse.scan import Scan, read_scan
 from mediffuse.translate import Settings, Translator
 from mediffuse.volume import Passes, translate_volume
 
+ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = Settings("diffusion", steps=50, guidance=7.5, image_guidance=1.5)
 COUNTS = (20, 80, 320)
 
