@@ -57,17 +57,6 @@ def test_ct_to_mri(page: Page):
     expect(page.locator("#ct2mr-scores")).not_to_contain_text(f"{central:.2f}", timeout=TIMEOUT)
 
 
-def test_t2_is_made_at_once_when_it_is_chosen(page: Page):
-    contrast = page.locator("#ct2mr-contrast")
-    contrast.get_by_label("T2").check()  # before there is a scan: nothing to do, and no error
-    expect(page.locator(".toast-body.error")).to_have_count(0)
-    contrast.get_by_label("T1").check()
-    first_example(page, "ct2mr")
-    made = source(page, "#ct2mr-made img")
-    contrast.get_by_label("T2").check()
-    expect(page.locator("#ct2mr-made img")).not_to_have_attribute("src", made, timeout=TIMEOUT)
-
-
 def test_results_show_the_report(page: Page):
     open_tab(page, "Results")
     report = page.frame_locator("iframe.report")
