@@ -146,11 +146,12 @@ def _stem(path: Path) -> str:
 
 def run(jobs: list[Job], problems: list[str], direction: str, settings: Settings, passes: Passes, args) -> int:
     """Translate this process's share of the jobs; the main process prints the summary of all."""
+    import torch
     from accelerate import PartialState
     from accelerate.utils import gather_object
     from tqdm import tqdm
 
-    state = PartialState()
+    state = PartialState(cpu=not torch.cuda.is_available())
     translator = Translator(Checkpoints(args.checkpoint))
     started, report = time.perf_counter(), []
     with state.split_between_processes(list(enumerate(jobs))) as share:

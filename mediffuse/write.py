@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 import shutil
 import tempfile
 import time
@@ -78,6 +79,7 @@ def write_dicom(scan: Scan, voxels: np.ndarray, modality: str, folder: Path) -> 
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
+    before = locale.setlocale(locale.LC_ALL)
     try:
         for number in range(voxels.shape[2]):
             pixels = np.round(voxels[::-1, ::-1, number].T).astype(np.int16)
@@ -97,6 +99,8 @@ def write_dicom(scan: Scan, voxels: np.ndarray, modality: str, folder: Path) -> 
         shutil.rmtree(folder, ignore_errors=True)
         partial.replace(folder)
     finally:
+        # The writer leaves the whole process in the locale "C", where text files are ASCII.
+        locale.setlocale(locale.LC_ALL, before)
         shutil.rmtree(partial, ignore_errors=True)
 
 

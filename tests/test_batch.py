@@ -1,5 +1,6 @@
 """The command line that translates volumes, as a script runs it."""
 
+import locale
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,7 @@ def command(checkpoints):
     def run(*arguments, launch=("-m", "mediffuse.translate")) -> subprocess.CompletedProcess:
         words = [sys.executable, *launch, *map(str, arguments), "--checkpoint", str(checkpoints)]
         return subprocess.run(
-            words, cwd=ROOT, env=tiny.cpu_environment(), check=False, capture_output=True, text=True, timeout=300
+            words, cwd=ROOT, env=tiny.cpu_environment(), check=False, capture_output=True, encoding="utf-8", timeout=300
         )
 
     return run
@@ -73,7 +74,9 @@ def test_files_folders_and_patterns(command, ct_path, series, tmp_path):
 
 def test_dicom_out_is_a_series_of_the_same_patient(command, mr, tmp_path):
     folder = tmp_path / "mr"
+    before = locale.setlocale(locale.LC_ALL)
     write_dicom(mr, mr.voxels, "MR", folder)
+    assert locale.setlocale(locale.LC_ALL) == before
     source = pydicom.dcmread(next(folder.iterdir()))
     out = tmp_path / "out"
     done = command(folder, "--to", "ct", "--output", out, "--format", "dicom", "--format", "nifti")
