@@ -91,7 +91,7 @@ def translate_volume(
     todo = [(plane, index) for plane in planes for index in _with_head(head, upright, plane)]
     fill = AIR_HU if target == "CT" else MR_OUTPUT_LIMITS[0]
     voxels = np.zeros(upright.voxels.shape, np.float32)
-    estimates = np.zeros(voxels.shape, np.uint8)
+    estimates = np.zeros(voxels.shape, np.uint16)
     several = settings.speed == "diffusion" and settings.samples > 1
     squares = np.zeros_like(voxels) if several or passes.mirror or len(planes) > 1 else None
     count = len(todo) * (2 if passes.mirror else 1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
@@ -14,7 +16,7 @@ import pandas as pd
 
 from mediffuse.compare import compare_volumes
 from mediffuse.display import ERROR_SCALE, UNCERTAINTY_SCALE
-from mediffuse.intensity import MR_OUTPUT_LIMITS
+from mediffuse.intensity import AIR_HU, MR_OUTPUT_LIMITS
 from mediffuse.prompts import CONTRASTS, modalities
 from mediffuse.scan import PLANES, Scan, ScanError, SeveralSeriesError, read_scan
 from mediffuse.translate import MAX_SEED, Settings, Translator
@@ -26,7 +28,6 @@ from mediffuse.volume import Passes, VolumeTranslation, registered, resampled
 from mediffuse.write import write_dicom, write_nifti
 
 DIRECTIONS = [("CT → MRI", "ct2mr"), ("MRI → CT", "mr2ct")]
-_AIR = {"CT": -1000.0}
 
 
 def build(translator: Translator) -> None:
@@ -295,8 +296,6 @@ def translate(
 
 def attach(paths, direction, series, truth, register, files, about) -> Iterator[list]:
     """Compare what was made with a ground truth that came, or went, afterwards."""
-    import json
-
     known = [Layer(**{**one, "window": tuple(one["window"])}) for one in json.loads(about or "[]")]
     places = {layer.role: path for layer, path in zip(known, files or [], strict=False)}
     if "made" not in places:
@@ -365,8 +364,6 @@ def _hidden() -> list:
 
 def _onto(scan: Scan, truth: Scan, register: bool) -> tuple[Scan, list[str]]:
     """The ground truth on the scan's grid, registered if asked for, and what was done to it."""
-    from dataclasses import replace
-
     notes, transform = [], None
     if register:
         transform, moved = registered(truth, scan)
@@ -378,7 +375,7 @@ def _onto(scan: Scan, truth: Scan, register: bool) -> tuple[Scan, list[str]]:
             notes.append("The ground truth was resampled onto the scan's grid.")
         else:
             return truth, notes
-    fill = _AIR.get(truth.modality, truth.limits[0] if truth.limits else 0.0)
+    fill = AIR_HU if truth.modality == "CT" else truth.limits[0]
     limits = truth.limits
     voxels = resampled(truth, scan, fill, transform)
     moved = replace(scan, voxels=voxels, modality=truth.modality, name=truth.name, warnings=())
