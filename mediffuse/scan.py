@@ -93,7 +93,7 @@ class Scan:
     name: str = "scan"
     shown: str | None = None
     warnings: tuple[str, ...] = field(default=())
-    tags: dict[str, str] = field(default_factory=dict)  # of a DICOM: `series.KEPT_TAGS`
+    tags: dict[str, str] = field(default_factory=dict)  # of a DICOM: `series.known_tags`
 
     @cached_property
     def limits(self) -> tuple[float, float] | None:
@@ -266,10 +266,10 @@ def read_scan(
         scan, guess = _read_picture(path, modality, shown)
         return _checked(scan, modality, None, (), allow_constant, guess)
     if kind == "dicom":
-        from mediffuse.series import kept_tags, read_file
+        from mediffuse.series import known_tags, read_file
 
         voxels, affine, said = read_file(path)
-        tags = kept_tags(path)
+        tags = known_tags(path)
     else:
         voxels, affine = (_read_nifti if kind == "nifti" else _read_itk)(path)
     scan = replace(_canonical(voxels, affine, modality, kind, path.name), tags=tags)
@@ -295,6 +295,10 @@ def _checked(
         sure = "The file says it is" if said else "This looks like"
         text = f"{sure} {_NAMES[guess]}, and this needs {_NAMES[modality]}: the result will mean nothing if it is."
         warnings = (text, *warnings)
+    elif not allow_constant:
+        from mediffuse.plausibility import oddities
+
+        warnings = (*warnings, *oddities(scan))
     return replace(scan, warnings=warnings)
 
 
@@ -454,7 +458,7 @@ def _read_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _read_folder(folder: Path, name: str, modality: str, shown: str, series: str | None) -> Scan:
     """The one volume in a folder: a DICOM series, or a file that `read_scan` reads."""
-    from mediffuse.series import find_series, kept_tags, read_series
+    from mediffuse.series import find_series, known_tags, read_series
 
     found = find_series(folder)
     if series:
@@ -465,7 +469,7 @@ def _read_folder(folder: Path, name: str, modality: str, shown: str, series: str
         raise SeveralSeriesError(name, {s.uid: s.title for s in found})
     if found:
         voxels, affine, said, warnings = read_series(found[0], name)
-        scan = replace(_canonical(voxels, affine, modality, "dicom", name), tags=kept_tags(found[0].files[0]))
+        scan = replace(_canonical(voxels, affine, modality, "dicom", name), tags=known_tags(found[0].files[0]))
         return _checked(scan, modality, said if said in MODALITIES else None, tuple(warnings))
     others = [p for p in folder.rglob("*") if p.is_file() and p.name.lower().endswith((*VOLUMES, *PICTURES))]
     if len(others) != 1:

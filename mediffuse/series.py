@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mediffuse import plausibility
 from mediffuse.scan import MAX_VOXELS, ScanError, check_size
 
 MAX_FILES = 20_000
@@ -114,11 +115,13 @@ def find_series(folder: Path, *, below: bool = True) -> list[Series]:
     return sorted(found, key=lambda s: -len(s.files))
 
 
-def kept_tags(path: Path) -> dict[str, str]:
-    """The `KEPT_TAGS` of a DICOM file that it has."""
+def known_tags(path: Path) -> dict[str, str]:
+    """The `KEPT_TAGS` and `plausibility.TAGS` of a DICOM file that it has."""
     reader = _reader(path)
     reader.ReadImageInformation()
-    return {tag: reader.GetMetaData(tag).strip() for tag in KEPT_TAGS if reader.HasMetaDataKey(tag)}
+    return {
+        tag: reader.GetMetaData(tag).strip() for tag in (*KEPT_TAGS, *plausibility.TAGS) if reader.HasMetaDataKey(tag)
+    }
 
 
 def read_series(series: Series, name: str) -> tuple[np.ndarray, np.ndarray, str, list[str]]:

@@ -31,7 +31,7 @@ patient's axes: the models know heads that lie about straight."""
 class Passes:
     """Which slices are translated. More than one pass is averaged, and their spread is an uncertainty.
 
-    planes: of "axial", "coronal", "sagittal". mirror: also each slice mirrored left to right.
+    planes: of "axial", "coronal", "sagittal". mirror: each slice mirrored left to right is a pass of its own.
     batch: slices that go through the model together.
     """
 
@@ -79,6 +79,8 @@ def translate_volume(
     """
     settings, passes = settings or Settings(), passes or Passes()
     started = time.perf_counter()
+    if passes.mirror:
+        settings = replace(settings, mirror=False)
     source, target = modalities(direction)
     if scan.modality != source:
         raise ValueError(f"{direction} translates {source}, not {scan.modality}")
@@ -212,11 +214,13 @@ def registered(moving: Scan, fixed: Scan) -> tuple[np.ndarray, float]:
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(40)
     method.SetMetricSamplingStrategy(method.REGULAR)
-    method.SetMetricSamplingPercentage(0.1)
+    method.SetMetricSamplingPercentage(0.3)
     method.SetInterpolator(sitk.sitkLinear)
-    method.SetOptimizerAsRegularStepGradientDescent(2.0, 0.01, 100, gradientMagnitudeTolerance=1e-6)
+    method.SetOptimizerAsRegularStepGradientDescent(
+        2.0, 0.01, 200, relaxationFactor=0.7, gradientMagnitudeTolerance=1e-6
+    )
     method.SetOptimizerScalesFromPhysicalShift()
-    method.SetShrinkFactorsPerLevel([3, 1])
+    method.SetShrinkFactorsPerLevel([2, 1])
     method.SetSmoothingSigmasPerLevel([2, 1])
     guesses = [sitk.Euler3DTransform(), start]
     for guess in guesses:

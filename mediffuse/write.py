@@ -13,6 +13,7 @@ import numpy as np
 
 from mediffuse.intensity import MR_OUTPUT_LIMITS
 from mediffuse.scan import Scan
+from mediffuse.series import KEPT_TAGS
 
 SYNTHETIC_NOTE = "SYNTHETIC, not for diagnosis"
 UNITS = {"CT": "HU", "MR": f"arbitrary {MR_OUTPUT_LIMITS[0]:.0f}-{MR_OUTPUT_LIMITS[1]:.0f}"}
@@ -62,7 +63,7 @@ def write_dicom(scan: Scan, voxels: np.ndarray, modality: str, folder: Path) -> 
         "0020|000d": study,
         "0020|0052": frame,
         "0008|0020": now[0],
-        **scan.tags,
+        **{tag: value for tag, value in scan.tags.items() if tag in KEPT_TAGS},
         "0008|0008": "DERIVED\\SECONDARY\\AXIAL",
         "0008|0016": _SOP_CLASSES[modality],
         "0008|0021": now[0],

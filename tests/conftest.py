@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from mediffuse.intensity import to_uint8, window
 from mediffuse.scan import Scan, read_scan
+from mediffuse.write import write_dicom
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "assets" / "examples"
@@ -58,3 +60,25 @@ def ct_pictures(ct) -> dict[str, list[np.ndarray]]:
 def mr_pictures(mr) -> list[np.ndarray]:
     """Every axial slice of the T1 as 8-bit grey."""
     return [to_uint8(window(mr.slice("axial", index).pixels, mr.limits)) for index in range(mr.count())]
+
+
+@pytest.fixture(scope="session")
+def series(ct, tmp_path_factory) -> Path:
+    """The example CT as a DICOM series, whose files are named out of order."""
+    folder = tmp_path_factory.mktemp("series") / "head"
+    write_dicom(ct, ct.voxels, "CT", folder)
+    for number, path in enumerate(sorted(folder.iterdir())):
+        path.rename(folder / f"{(number * 7) % 20:02d}_{number}.dcm")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def two_series(series, mr, tmp_path_factory) -> Path:
+    """A zip of that series and of one of the example's T1."""
+    folder = tmp_path_factory.mktemp("zip")
+    write_dicom(mr, mr.voxels, "MR", folder / "mr")
+    with zipfile.ZipFile(folder / "both.zip", "w") as archive:
+        for part in (series, folder / "mr"):
+            for path in part.iterdir():
+                archive.write(path, f"{part.name}/{path.name}")
+    return folder / "both.zip"
