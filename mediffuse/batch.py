@@ -59,7 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=1, help="of diffusion; the mean is written")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plane", choices=PLANES, action="append", help="default axial; several are averaged")
-    parser.add_argument("--mirror", action="store_true", help="also translate mirrored slices, and average")
+    parser.add_argument(
+        "--mirror",
+        action=argparse.BooleanOptionalAction,
+        help="mirrored slices as a pass of their own, for --uncertainty; default: in one step averaged at once; "
+        "--no-mirror: none, in half the time",
+    )
     parser.add_argument("--uncertainty", action="store_true", help="also write the standard deviation (NIfTI)")
     parser.add_argument("--batch-size", type=int, default=8, help="slices that go through the model together")
     parser.add_argument("--series", help="SeriesInstanceUID, for a zip or folder with several")
@@ -75,8 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.seed,
             args.samples,
             args.contrast,
+            mirror=args.mirror is not False,
         )
-        passes = Passes(tuple(dict.fromkeys(args.plane or ["axial"])), args.mirror, args.batch_size)
+        passes = Passes(tuple(dict.fromkeys(args.plane or ["axial"])), bool(args.mirror), args.batch_size)
         locate(direction, args.checkpoint)
         jobs, problems = find_jobs(args.input, args.output, modalities(direction)[0], args.series)
         args.output.mkdir(parents=True, exist_ok=True)

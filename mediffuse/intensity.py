@@ -15,6 +15,9 @@ import numpy as np
 CT_WINDOWS = {"full": (-1000.0, 2000.0), "tissue": (-150.0, 250.0), "brain": (0.0, 80.0)}
 """HU limits of the three channels of a CT model image, in channel order."""
 
+AIR_NOISE_HU = 20.0
+"""HU above air (-1000) that a made CT may have where there is only air: see `clear_air`."""
+
 PNG_WINDOWS = {
     "full": "Full range (air to bone)",
     "bone": "Bone (-500 to 1500 HU)",
@@ -93,6 +96,15 @@ def decode_mr(image: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
 def encode(pixels: np.ndarray, modality: str, limits: tuple[float, float] | None = None) -> np.ndarray:
     """HU or MR (H, W) to a model image (H, W, 3); `limits` are for MR."""
     return encode_ct(pixels) if modality == "CT" else encode_mr(pixels, limits)
+
+
+def clear_air(image: np.ndarray) -> np.ndarray:
+    """A made CT model image (..., 3) in [0, 1] with what is within `AIR_NOISE_HU` of air made air.
+
+    A network's air is uneven by some HU, which is not seen but costs 0.015 of SSIM (18 val patients).
+    """
+    low, high = CT_WINDOWS["full"]
+    return np.where(image[..., :1] < AIR_NOISE_HU / (high - low), 0, image).astype(image.dtype)
 
 
 def decode(image: np.ndarray, modality: str, limits: tuple[float, float] = MR_OUTPUT_LIMITS) -> np.ndarray:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mediffuse.checkpoints import Checkpoint, CheckpointError, Checkpoints
 from mediffuse.contours import Thresholds, contour_hint
-from mediffuse.intensity import AIR_HU, MR_OUTPUT_LIMITS, Letterbox, decode, decode_ct, encode
+from mediffuse.intensity import AIR_HU, MR_OUTPUT_LIMITS, Letterbox, clear_air, decode, decode_ct, encode
 from mediffuse.prompts import modalities, prompt_for
 from mediffuse.scan import Slice
 
@@ -34,6 +34,7 @@ class Settings:
     speed: "fast", one deterministic step, or "diffusion", `steps` steps from noise of `seed`.
     guidance, image_guidance: classifier-free guidance scales; 1 is off. samples: drawn with seeds
     seed, seed + 1, ... contrast: "T1" or "T2", of the MRI. control: strength of the contours.
+    mirror: "fast" is the mean of a slice's and its mirror image's translation.
     Raises ValueError for values out of range.
     """
 
@@ -45,6 +46,7 @@ class Settings:
     samples: int = 1
     contrast: str = "T1"
     control: float = 1.0
+    mirror: bool = True
 
     def __post_init__(self) -> None:
         if self.speed not in SPEEDS:
@@ -152,8 +154,12 @@ def generate(
     """
     import torch
 
-    pipeline, count = checkpoint.pipeline, settings.samples
     fast = settings.speed == "fast"
+    if fast and settings.mirror:
+        plain = replace(settings, mirror=False)
+        made = with_mirror(lambda both: generate(checkpoint, direction, both, plain, thresholds, on_step), images)
+        return clear_air(made) if direction == "mr2ct" else made
+    pipeline, count = checkpoint.pipeline, settings.samples
     if fast and not checkpoint.one_step:
         raise CheckpointError(
             f"The checkpoint {checkpoint.source} was not trained for one step (v-prediction with zero "
@@ -182,7 +188,14 @@ def generate(
         made = pipeline(controlnet_conditioning_scale=float(settings.control), **common)
     else:
         made = pipeline(image_guidance_scale=1.0 if fast else settings.image_guidance, **common)
-    return np.asarray(made.images, np.float32)
+    images = np.asarray(made.images, np.float32)
+    return clear_air(images) if direction == "mr2ct" else images
+
+
+def with_mirror(run: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:
+    """The mean of what `run` makes of model images (B, S, S, 3) and of their mirror images, turned back."""
+    straight, mirrored = np.split(run(np.concatenate([images, images[:, :, ::-1]])), 2)
+    return (straight + mirrored[:, :, ::-1]) / 2
 
 
 def _noise(checkpoint: Checkpoint, settings: Settings, count: int, zero: bool):

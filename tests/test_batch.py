@@ -4,7 +4,6 @@ import locale
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import nibabel as nib
@@ -33,16 +32,6 @@ def command(checkpoints):
         )
 
     return run
-
-
-@pytest.fixture(scope="module")
-def series(ct, tmp_path_factory):
-    """The example CT as a DICOM series, whose files are named out of order."""
-    folder = tmp_path_factory.mktemp("series") / "head"
-    write_dicom(ct, ct.voxels, "CT", folder)
-    for number, path in enumerate(sorted(folder.iterdir())):
-        path.rename(folder / f"{(number * 7) % 20:02d}_{number}.dcm")
-    return folder
 
 
 def test_files_folders_and_patterns(command, ct_path, series, tmp_path):
@@ -135,13 +124,8 @@ def test_two_processes_share_the_work(command, ct_path, tmp_path):
     assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 3
 
 
-def test_a_zip_of_several_series_asks_for_one(command, series, mr, tmp_path):
-    write_dicom(mr, mr.voxels, "MR", tmp_path / "mr")
-    with zipfile.ZipFile(tmp_path / "both.zip", "w") as archive:
-        for folder in (series, tmp_path / "mr"):
-            for path in folder.iterdir():
-                archive.write(path, f"{folder.name}/{path.name}")
-    given = (tmp_path / "both.zip", "--to", "mri", "--output", tmp_path / "out")
+def test_a_zip_of_several_series_asks_for_one(command, series, two_series, tmp_path):
+    given = (two_series, "--to", "mri", "--output", tmp_path / "out")
     done = command(*given)
     assert done.returncode == 1
     assert "holds 2 series" in done.stderr

@@ -7,6 +7,7 @@ from mediffuse.intensity import (
     AIR_HU,
     SATURATED_BONE_HU,
     Letterbox,
+    clear_air,
     decode_ct,
     decode_mr,
     encode_ct,
@@ -212,3 +213,9 @@ def test_letterbox_takes_colour_channels():
     image = box.fit(pixels, 0)
     assert image.shape == (64, 64, 3)
     np.testing.assert_array_equal(box.restore(image), pixels)
+
+
+def test_uneven_air_is_cleared_and_nothing_else():
+    image = np.stack([encode_ct(np.array([[-1000.0, -985, -975, 35, 900]], np.float32))])
+    hu = decode_ct(clear_air(image)[0])
+    np.testing.assert_allclose(hu, [[-1000, -1000, -975, 35, 900]], atol=0.5)

@@ -43,6 +43,20 @@ def test_fast_gives_a_deterministic_mri_on_the_input_grid(translator, ct, direct
     assert first.deviation is None
 
 
+@pytest.mark.parametrize("direction", ["ct2mr", "contour2mr"])
+def test_fast_is_the_mean_of_a_slice_and_its_mirror_image(translator, ct, direction):
+    images = np.random.default_rng(0).random((2, tiny.SIZE, tiny.SIZE, 3), np.float32)
+    plain = Settings(mirror=False)
+    straight = translator.generate(direction, images, plain)
+    turned = translator.generate(direction, images[:, :, ::-1], plain)[:, :, ::-1]
+    assert np.abs(straight - turned).max() > 0
+    made = translator.generate(direction, images, Settings())
+    np.testing.assert_allclose(made, (straight + turned) / 2, atol=1e-5)
+    np.testing.assert_allclose(
+        translator.generate(direction, images[:, :, ::-1], Settings()), made[:, :, ::-1], atol=1e-5
+    )
+
+
 def test_mri_to_ct_gives_hu(translator, mr):
     made = translator.translate(mr, "mr2ct")
     assert made.modality == "CT"

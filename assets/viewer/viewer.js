@@ -44,7 +44,7 @@
     if (above) {
       const [low, high] = above.window;
       wanted.push(above.role === "error"
-        ? load(above, "warm", [high / 10, high], { colormapNegative: "winter", cal_minNeg: -high, cal_maxNeg: -high / 10 })
+        ? load(above, "redyell", [high / 10, high], { colormapNegative: "bluegrn", cal_minNeg: -high, cal_maxNeg: -high / 10 })
         : load(above, "inferno", [low, high]));
     }
     await viewer.loadVolumes(wanted);
@@ -55,12 +55,13 @@
       viewer.scene.crosshairPos = place;
       viewer.drawScene();
     }
+    viewer.createOnLocationChange();
     element.dataset.shown = shown.map((l) => l.role).join("+");
   };
 
   viewer.onLocationChange = (where) => {
     const mm = [...where.mm].slice(0, 3).map((v) => v.toFixed(1)).join(", ");
-    const values = where.values.map((v, i) => (shown[i] ? `${shown[i].title} ${v.value.toFixed(0)} ${shown[i].unit}` : ""));
+    const values = where.values.map((v, i) => (shown[i] ? `${shown[i].title.replace(/ [±0].*/, "")} ${v.value.toFixed(0)} ${shown[i].unit}` : ""));
     readout.textContent = `RAS ${mm} mm: ${values.filter(Boolean).join("; ")}`;
   };
   const ready = viewer.attachToCanvas(canvas).then(() => {

@@ -21,10 +21,10 @@ from mediffuse.contours import Thresholds, contour_hint
 from mediffuse.dataset import read_pair, read_rows, rows_for
 from mediffuse.evaluate.score import Predict, grey
 from mediffuse.evaluate.summary import DIRECT, title_of
-from mediffuse.intensity import AIR_HU, MR_OUTPUT_LIMITS, decode, decode_ct, encode
+from mediffuse.intensity import AIR_HU, MR_OUTPUT_LIMITS, clear_air, decode, decode_ct, encode
 from mediffuse.metrics import PAPER_CT_RANGE
 from mediffuse.prompts import DIRECTIONS, modalities, prompt_for
-from mediffuse.translate import Settings, generate
+from mediffuse.translate import Settings, generate, with_mirror
 
 
 @dataclass
@@ -64,15 +64,20 @@ def predictor(
     return predict
 
 
-def direct_predictor(model, direction: str) -> Predict:
-    """A direct U-Net (mediffuse.direct) as a `Predict`."""
+def direct_predictor(model, direction: str, mirror: bool = True) -> Predict:
+    """A direct U-Net (mediffuse.direct) as a `Predict`; `mirror` as in `Settings`."""
 
     def predict(source: np.ndarray, row: dict) -> np.ndarray:
         size = model.config.sample_size * direct.patch(model)
         image = _resize(source, size)
         if direction == "contour2mr":
             image = contour_hint(decode_ct(image)).astype(np.float32) / 255
-        made = direct.predict(model, image[None], prompt_for(direction, row["contrast"]))
+
+        def run(images: np.ndarray) -> np.ndarray:
+            return direct.predict(model, images, prompt_for(direction, row["contrast"]))
+
+        made = with_mirror(run, image[None]) if mirror else run(image[None])
+        made = clear_air(made) if direction == "mr2ct" else made
         return _resize(made[0], len(source))[None]
 
     return predict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mediffuse.prompts import CONTRASTS
 from mediffuse.translate import Translator
 from mediffuse.ui.examples import CT_EXAMPLES
 from mediffuse.ui.tab import Tab
@@ -14,6 +15,7 @@ def build(translator: Translator) -> Tab:
         translator=translator,
         examples=CT_EXAMPLES,
         default_view="Brain (W 80, L 40)",
+        contrasts=CONTRASTS,
     )
     tab.build()
     return tab

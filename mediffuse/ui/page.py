@@ -11,7 +11,7 @@ import spaces
 from mediffuse.checkpoints import CheckpointError, Checkpoints
 from mediffuse.prompts import DIRECTIONS
 from mediffuse.translate import Translator
-from mediffuse.ui import contours_to_mri, ct_to_mri, mri_to_ct, results
+from mediffuse.ui import contours_to_mri, ct_to_mri, mri_to_ct, results, volumes
 
 MAX_UPLOAD = "300mb"
 STYLE = Path(__file__).resolve().parents[2] / "assets" / "style.css"
@@ -43,6 +43,8 @@ def build() -> gr.Blocks:
             ):
                 with gr.Tab(title, id=name, elem_id=f"tab-{name}"):
                     tab.build(translator)
+            with gr.Tab("Volume", id="volume", elem_id="tab-volume"):
+                volumes.build(translator)
             with gr.Tab("Results", id="results", elem_id="tab-results") as tab:
                 results.build(tab)
     return demo.queue(max_size=32, default_concurrency_limit=4)

@@ -22,6 +22,7 @@ from mediffuse.ui import session
 from mediffuse.ui.session import Result
 
 WORDS = {"CT": "CT", "MR": "MRI"}
+UNITS = {"CT": "HU", "MR": "of 255"}
 SCORE_HEADERS = ["Protocol", "PSNR (dB)", "SSIM", "MAE"]
 MAE_UNITS = {
     ("CT", "paper"): "grey levels",
@@ -154,8 +155,8 @@ class Tab:
                         visible=False,
                         elem_id=f"{name}-slider",
                     )
-                    self.error_picture = self._image(self._error_label(), "error", visible=False)
-                    self.spread_picture = self._image(self._spread_label(), "spread", visible=False)
+                    self.error_picture = self._image(error_label(self.target), "error", visible=False)
+                    self.spread_picture = self._image(spread_label(self.target), "spread", visible=False)
                 self.gallery = gr.Gallery(
                     label="Samples", format="png", columns=4, height="auto", visible=False, elem_id=f"{name}-gallery"
                 )
@@ -183,14 +184,6 @@ class Tab:
             min_width=200,
             elem_id=f"{self.direction}-{name}",
         )
-
-    def _error_label(self) -> str:
-        unit = "HU" if self.target == "CT" else "of 255"
-        return f"Error ±{ERROR_SCALE[self.target]:.0f} {unit} (red: too high)"
-
-    def _spread_label(self) -> str:
-        unit = "HU" if self.target == "CT" else "of 255"
-        return f"Uncertainty 0–{UNCERTAINTY_SCALE[self.target]:.0f} {unit} (SD)"
 
     def _wire(self, go: gr.Button, halt: gr.Button, buttons: list[gr.Button], diffusion: gr.Group) -> None:
         preview_outputs = [self.input_picture, self.notice]
@@ -510,6 +503,16 @@ def slice_of(scan: Scan, index: float | None) -> Slice:
         return scan.slice(scan.plane, None if index in (None, -1) else int(index))
     except ScanError as error:
         raise gr.Error(str(error), print_exception=False) from error
+
+
+def error_label(modality: str) -> str:
+    """Title of a map of errors of synthetic CT or MR."""
+    return f"Error ±{ERROR_SCALE[modality]:.0f} {UNITS[modality]} (red: too high)"
+
+
+def spread_label(modality: str) -> str:
+    """Title of a map of the standard deviation of estimates of CT or MR."""
+    return f"Uncertainty 0–{UNCERTAINTY_SCALE[modality]:.0f} {UNITS[modality]} (SD)"
 
 
 def status(text: str, step: int | None = None, steps: int | None = None) -> str:

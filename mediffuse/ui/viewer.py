@@ -29,7 +29,7 @@ _TEMPLATE = """<div class="viewer" hidden data-presets="${presets}">
     <label>Overlay <select class="over" aria-label="Overlay"></select></label>
     <label>Opacity <input class="opacity" type="range" min="0" max="1" step="0.05" value="0.6"></label>
   </div>
-  <canvas aria-label="Three planes of the volume"></canvas>
+  <div class="planes"><canvas aria-label="Three planes of the volume"></canvas></div>
   <p class="readout" role="status"></p>
   <p class="convention">Radiological convention: the patient's right is on the left. Research use only, not for
   diagnosis.</p>
@@ -48,7 +48,7 @@ class Layer:
 
 
 def build(elem_id: str) -> gr.HTML:
-    """The viewer, empty; `SHOW` fills it."""
+    """The viewer, empty; `show` fills it."""
     gr.set_static_paths([FOLDER])
     return gr.HTML(
         value="",
@@ -77,7 +77,7 @@ def describe(layers: list[Layer]) -> str:
 
 
 def window_of(voxels: np.ndarray) -> tuple[float, float]:
-    """Black and white of an MRI: its 1st and 99.5th percentile above its minimum."""
+    """Black and white of an MRI (X, Y, Z): its minimum, and the 99.5th percentile of what is above that."""
     low = float(voxels.min())
     some = voxels[voxels > low]
     return (low, float(np.percentile(some, 99.5))) if some.size else (low, low + 1)

@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gradio as gr
@@ -22,7 +22,7 @@ from mediffuse.scan import PLANES, Scan, ScanError, SeveralSeriesError, read_sca
 from mediffuse.translate import MAX_SEED, Settings, Translator
 from mediffuse.ui import session, viewer
 from mediffuse.ui.examples import CT_EXAMPLES, MR_EXAMPLES
-from mediffuse.ui.tab import MAE_UNITS, PROTOCOLS, SCORE_HEADERS, WORDS, status
+from mediffuse.ui.tab import MAE_UNITS, PROTOCOLS, SCORE_HEADERS, WORDS, error_label, spread_label, status
 from mediffuse.ui.viewer import Layer
 from mediffuse.volume import Passes, VolumeTranslation, registered, resampled
 from mediffuse.write import write_dicom, write_nifti
@@ -32,7 +32,6 @@ DIRECTIONS = [("CT → MRI", "ct2mr"), ("MRI → CT", "mr2ct")]
 
 def build(translator: Translator) -> None:
     """Lay out the tab and wire its events."""
-    number = session.register(translator)
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             direction = gr.Radio(DIRECTIONS, value="ct2mr", label="Translate", elem_id="volume-direction")
@@ -61,7 +60,11 @@ def build(translator: Translator) -> None:
                 planes = gr.CheckboxGroup(
                     list(PLANES), value=["axial"], label="Slices to translate", info="Several planes are averaged."
                 )
-                mirror = gr.Checkbox(False, label="Also mirrored slices", info="Averaged with the others.")
+                mirror = gr.Checkbox(
+                    False,
+                    label="Mirrored slices as a pass of their own",
+                    info="Their spread is an uncertainty. One step averages them in any case.",
+                )
             truth = gr.File(
                 label="Ground truth: the real other one (optional)",
                 file_count="multiple",
@@ -139,16 +142,11 @@ def build(translator: Translator) -> None:
         truth,
         register,
         dicom,
-        *drawn,
     ]
     results = [said, *drawn, files, *compared]
 
-    def run(request: gr.Request, *values) -> Iterator[list]:
-        """Translate the volume, saying how far it is; then compare it with the ground truth."""
-        yield from translate(number, request.session_hash, *values)
-
     go.click(lambda: status("Waiting…", 0, 1), outputs=said, queue=False, **private)
-    running = go.click(run, inputs, results, api_name="volume", **heavy)
+    running = go.click(Runner(session.register(translator)).translate, inputs, results, api_name="volume", **heavy)
     redraw(running)
     halt.click(session.stop, cancels=[running], queue=False, api_name="volume_stop").then(
         lambda: status("Stopped."), outputs=said, queue=False, **private
@@ -221,77 +219,84 @@ def _layer(
     return str(path), Layer(role, title, modality, "HU" if modality == "CT" else "", window)
 
 
-def translate(
-    number,
-    visitor,
-    paths,
-    direction,
-    series,
-    contrast,
-    speed,
-    steps,
-    samples,
-    seed,
-    planes,
-    mirror,
-    truth,
-    register,
-    dicom,
-) -> Iterator[list]:
-    source, target = modalities(direction)
-    scan = _open(paths, source, series)
-    try:
-        settings = Settings(speed, int(steps), seed=int(seed or 0), samples=int(samples), contrast=contrast)
-        passes = Passes(tuple(planes), bool(mirror))
-    except ValueError as error:
-        raise gr.Error(str(error) if planes else "Choose at least one plane.", print_exception=False) from error
-    skipped = [gr.skip()] * 6
-    yield [status("Translating…", 0, 1), *skipped]
-    made = None
-    try:
-        for item in session.stream_volume(number, scan, direction, settings, passes, visitor):
-            if isinstance(item, VolumeTranslation):
-                made = item
-                break
-            done, of = item
-            yield [status(f"{done} of {of} slices", done, of), *skipped]
-    except gr.Error:
-        yield [status("Not translated."), *skipped]
-        raise
-    if made is None:
-        yield [status("Stopped."), *skipped]
-        return
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        layers = [
-            _layer(scan, scan.voxels, "input", f"Input {WORDS[source]}", source, folder),
-            _layer(scan, made.voxels, "made", f"Synthetic {WORDS[target]}", target, folder),
-        ]
-        stem = scan.name.split(".")[0] or "scan"
-        results = [folder / f"{stem}_synthetic_{WORDS[target]}.nii.gz"]
-        shutil.copy(layers[1][0], results[0])
-        if made.deviation is not None:
-            scale = UNCERTAINTY_SCALE[target]
-            layers.append(_layer(scan, made.deviation, "spread", "Uncertainty", target, folder, scale))
-            results.append(folder / f"{stem}_uncertainty.nii.gz")
-            shutil.copy(layers[-1][0], results[-1])
-        if dicom:
-            series_folder = folder / f"{stem}_synthetic_{WORDS[target]}_dicom"
-            write_dicom(scan, made.voxels, target, series_folder)
-            results.append(Path(shutil.make_archive(str(series_folder), "zip", series_folder)))
-        text = f"Done: {made.slices} slices in {made.seconds:.1f} s."
-        compared, more, note, refused = _compare(scan, made.voxels, direction, truth, register, folder)
-        layers += more
-        shown = [str(p) for p in results]
-        yield [
-            status(" ".join([text, *scan.warnings, *note])),
-            [path for path, _ in layers],
-            viewer.describe([layer for _, layer in layers]),
-            gr.File(shown, visible=True),
-            *compared,
-        ]
-    if refused:
-        raise refused
+@dataclass(frozen=True)
+class Runner:
+    """Runs a registered translator; the parameters of `translate` name the API's."""
+
+    number: int
+
+    def translate(
+        self,
+        request: gr.Request,
+        paths,
+        direction,
+        series,
+        contrast,
+        speed,
+        steps,
+        samples,
+        seed,
+        planes,
+        mirror,
+        truth,
+        register,
+        dicom,
+    ) -> Iterator[list]:
+        """Translate the volume, saying how far it is; then compare it with the ground truth."""
+        source, target = modalities(direction)
+        scan = _open(paths, source, series)
+        try:
+            settings = Settings(speed, int(steps), seed=int(seed or 0), samples=int(samples), contrast=contrast)
+            passes = Passes(tuple(planes), bool(mirror))
+        except ValueError as error:
+            raise gr.Error(str(error) if planes else "Choose at least one plane.", print_exception=False) from error
+        skipped = [gr.skip()] * 6
+        yield [status("Translating…", 0, 1), *skipped]
+        made = None
+        try:
+            for item in session.stream_volume(self.number, scan, direction, settings, passes, request.session_hash):
+                if isinstance(item, VolumeTranslation):
+                    made = item
+                    break
+                done, of = item
+                yield [status(f"{done} of {of} slices", done, of), *skipped]
+        except gr.Error:
+            yield [status("Not translated."), *skipped]
+            raise
+        if made is None:
+            yield [status("Stopped."), *skipped]
+            return
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            layers = [
+                _layer(scan, scan.voxels, "input", f"Input {WORDS[source]}", source, folder),
+                _layer(scan, made.voxels, "made", f"Synthetic {WORDS[target]}", target, folder),
+            ]
+            stem = scan.name.split(".")[0] or "scan"
+            results = [folder / f"{stem}_synthetic_{WORDS[target]}.nii.gz"]
+            shutil.copy(layers[1][0], results[0])
+            if made.deviation is not None:
+                scale = UNCERTAINTY_SCALE[target]
+                layers.append(_layer(scan, made.deviation, "spread", spread_label(target), target, folder, scale))
+                results.append(folder / f"{stem}_uncertainty.nii.gz")
+                shutil.copy(layers[-1][0], results[-1])
+            if dicom:
+                series_folder = folder / f"{stem}_synthetic_{WORDS[target]}_dicom"
+                write_dicom(scan, made.voxels, target, series_folder)
+                results.append(Path(shutil.make_archive(str(series_folder), "zip", series_folder)))
+            text = f"Done: {made.slices} slices in {made.seconds:.1f} s."
+            compared, more, note, refused = _compare(scan, made.voxels, direction, truth, register, folder)
+            layers += more
+            shown = [str(p) for p in results]
+            yield [
+                status(" ".join([text, *scan.warnings, *note])),
+                [path for path, _ in layers],
+                viewer.describe([layer for _, layer in layers]),
+                gr.File(shown, visible=True),
+                *compared,
+            ]
+        if refused:
+            raise refused
 
 
 def attach(paths, direction, series, truth, register, files, about) -> Iterator[list]:
@@ -339,7 +344,7 @@ def _compare(scan: Scan, made: np.ndarray, direction: str, paths, register: bool
         return _hidden(), [], [], gr.Error(f"Ground truth: {error}", duration=None, print_exception=False)
     layers = [
         _layer(scan, truth.voxels, "truth", f"Real {WORDS[target]}", target, folder),
-        _layer(scan, compared.error, "error", "Error", target, folder, ERROR_SCALE[target]),
+        _layer(scan, compared.error, "error", error_label(target), target, folder, ERROR_SCALE[target]),
     ]
     by_protocol: dict[str, list] = {}
     for _, scores in compared.slices:

@@ -139,3 +139,14 @@ def test_a_new_scan_inherits_nothing(page: Page):
     expect(page.locator("#ct2mr-scores")).to_be_hidden()
     expect(page.locator("#ct2mr-shown")).to_be_visible()
     assert source(page, "#ct2mr-made img") != made
+
+
+def test_t2_is_made_at_once_when_it_is_chosen(page: Page):
+    contrast = page.locator("#ct2mr-contrast")
+    contrast.get_by_label("T2").check()  # before there is a scan: nothing to do, and no error
+    expect(page.locator(".toast-body.error")).to_have_count(0)
+    contrast.get_by_label("T1").check()
+    first_example(page, "ct2mr")
+    made = source(page, "#ct2mr-made img")
+    contrast.get_by_label("T2").check()
+    expect(page.locator("#ct2mr-made img")).not_to_have_attribute("src", made, timeout=TIMEOUT)
