@@ -59,7 +59,9 @@ def main(argv: list[str] | None = None) -> None:
 
     def judge() -> dict:
         unet.eval()
-        figures = validate(lambda direction: direct_predictor(unet, direction), options, options.directions)
+        figures = validate(
+            lambda direction: direct_predictor(unet, direction, mirror=False), options, options.directions
+        )
         unet.train()
         return figures
 

@@ -421,9 +421,9 @@ def validate(predict_for: Callable[[str], Predict], options: Options, directions
 
 
 def validate_pipeline(pipeline, options: Options, directions, thresholds: Thresholds | None = None) -> dict:
-    """`validate` of a pipeline, by the very function that the app runs."""
+    """`validate` of a pipeline, by the very function that the app runs, but without mirror images."""
     checkpoint = checkpoints.describe(pipeline)
-    settings = Settings(speed=options.validate_speed)
+    settings = Settings(speed=options.validate_speed, mirror=False)
     training = {name: part.training for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
     for name in training:
         getattr(pipeline, name).eval()
