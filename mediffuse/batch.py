@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mediffuse.checkpoints import CheckpointError, Checkpoints, locate
+from mediffuse.processes import shared_work
 from mediffuse.prompts import CONTRASTS, modalities
 from mediffuse.scan import MODALITIES, PLANES, VOLUMES, ScanError, read_scan
 from mediffuse.translate import SPEEDS, Settings, Translator
@@ -152,15 +153,12 @@ def _stem(path: Path) -> str:
 
 def run(jobs: list[Job], problems: list[str], direction: str, settings: Settings, passes: Passes, args) -> int:
     """Translate this process's share of the jobs; the main process prints the summary of all."""
-    import torch
-    from accelerate import PartialState
     from accelerate.utils import gather_object
     from tqdm import tqdm
 
-    state = PartialState(cpu=not torch.cuda.is_available())
     translator = Translator(Checkpoints(args.checkpoint))
     started, report = time.perf_counter(), []
-    with state.split_between_processes(list(enumerate(jobs))) as share:
+    with shared_work() as state, state.split_between_processes(list(enumerate(jobs))) as share:
         for _, job in tqdm(share, desc="volumes", disable=not state.is_main_process or not sys.stderr.isatty()):
             try:
                 report.append((*translate_job(job, direction, settings, passes, translator, args), str(job.path)))
@@ -169,7 +167,7 @@ def run(jobs: list[Job], problems: list[str], direction: str, settings: Settings
             outcome, said, _, path = report[-1]
             if said:
                 tqdm.write(f"{path}: {outcome}: {said}", file=sys.stderr)
-    report = gather_object(report)
+        report = gather_object(report)
     if not state.is_main_process:
         return 0
     for problem in problems:

@@ -85,14 +85,11 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     args.command = shlex.join(["python", "-m", "mediffuse.evaluate", *(sys.argv[1:] if argv is None else argv)])
-    import torch
-    from accelerate import PartialState
-
     from mediffuse.evaluate import experiment, report
 
-    state = PartialState(cpu=not torch.cuda.is_available())
     try:
-        results = experiment.run(args, state)
+        with shared_work() as state:
+            results = experiment.run(args, state)
     except (CheckpointError, DatasetError, LayoutError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
