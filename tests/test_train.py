@@ -409,6 +409,12 @@ def test_training_without_augmentation_goes_past_one_epoch(work):
     assert dataset[10_000]["input"].shape == (3, 64, 64)
 
 
+def test_full_precision_where_the_processor_has_no_bfloat16(work, tmp_path, monkeypatch):
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    given = ("--config", work / "tiny.yaml", "--mixed-precision", "bf16", "--steps", 1, "--output", tmp_path / "ae")
+    assert "full precision" in train("autoencoder.py", *given)
+
+
 def test_clear_error_without_data(tmp_path):
     for script in ("autoencoder.py", "ip2p.py"):
         done = command(f"train/{script}", "--data", tmp_path / "none", "--output", tmp_path / "out")
