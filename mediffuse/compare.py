@@ -65,10 +65,16 @@ def matching_slice(scan: Scan, one: Slice, truth: Scan) -> Slice:
 
 @dataclass(frozen=True)
 class VolumeComparison:
-    """error: signed, made - truth (X, Y, Z). slices: (index, scores) of the axial slices with a head."""
+    """error: signed, made - truth (X, Y, Z). slices: (index, scores) of the axial slices with a head.
+
+    delta_z: mean |made's - truth's difference| between neighbouring axial slices in the head, HU or MR
+    output units: what flickers. delta_z_truth: the mean |truth's difference| there. nan for one slice.
+    """
 
     error: np.ndarray
     slices: tuple[tuple[int, tuple[Scores, ...]], ...]
+    delta_z: float
+    delta_z_truth: float
 
 
 def compare_volumes(made: np.ndarray, scan: Scan, truth: Scan) -> VolumeComparison:
@@ -79,17 +85,25 @@ def compare_volumes(made: np.ndarray, scan: Scan, truth: Scan) -> VolumeComparis
     scan.check_same_grid(truth)
     ct = scan if scan.modality == "CT" else truth
     error = np.zeros(made.shape, np.float32)
+    head = np.zeros(made.shape, bool)
     found = []
     for index in range(scan.count("axial")):
         one, real = (x.slice("axial", index) for x in (ct, truth))
-        if not body_mask(one.pixels).any() or np.ptp(real.pixels) == 0:
+        body = body_mask(one.pixels)
+        if not body.any() or np.ptp(real.pixels) == 0:
             continue
         compared = compare(Scan.shown_in(made, one), real, one)
         Scan.shown_in(error, one)[...] = compared.error
+        Scan.shown_in(head, one)[...] = body
         found.append((index, compared.scores))
     if not found:
         raise ScanError("The ground truth shows nothing where the head is: there is nothing to compare with.")
-    return VolumeComparison(error, tuple(found))
+    both = head[:, :, 1:] & head[:, :, :-1]
+    if not both.any():
+        return VolumeComparison(error, tuple(found), float("nan"), float("nan"))
+    # The error's difference is the difference's error, and made - error is the truth in made's units.
+    changes = (float(np.abs(np.diff(x, axis=2)[both]).mean()) for x in (error, made - error))
+    return VolumeComparison(error, tuple(found), *changes)
 
 
 def _size(pixels: np.ndarray) -> str:

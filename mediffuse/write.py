@@ -63,6 +63,7 @@ def write_dicom(scan: Scan, voxels: np.ndarray, modality: str, folder: Path) -> 
         "0020|000d": study,
         "0020|0052": frame,
         "0008|0020": now[0],
+        "0008|0030": now[1],
         **{tag: value for tag, value in scan.tags.items() if tag in KEPT_TAGS},
         "0008|0008": "DERIVED\\SECONDARY\\AXIAL",
         "0008|0016": _SOP_CLASSES[modality],
@@ -75,7 +76,7 @@ def write_dicom(scan: Scan, voxels: np.ndarray, modality: str, folder: Path) -> 
         "0018|0050": f"{spacing[2]:.6g}",
         "0020|000e": series,
         "0020|0011": "9001",
-        "0020|0037": "\\".join(f"{v:.8g}" for v in (*across, *down)),
+        "0020|0037": "\\".join(f"{v + 0.0:.8g}" for v in (*across, *down)),  # + 0.0: no "-0",
     }
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()

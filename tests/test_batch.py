@@ -132,3 +132,32 @@ def test_a_zip_of_several_series_asks_for_one(command, series, two_series, tmp_p
     uid = pydicom.dcmread(next(series.iterdir())).SeriesInstanceUID
     done = command(*given, "--series", uid)
     assert done.returncode == 0, done.stderr
+
+
+def test_nifti_of_a_real_dicom_series_lies_where_dcm2niix_puts_it(command, tmp_path):
+    import dcm2niix
+
+    series = ROOT / "tests" / "data" / "dicom"
+    subprocess.run([dcm2niix.bin, "-b", "n", "-o", tmp_path, "-f", "theirs", series], check=True, capture_output=True)
+    theirs = nib.as_closest_canonical(nib.load(tmp_path / "theirs.nii"))
+    scan = read_scan(series, "CT")
+    np.testing.assert_array_equal(scan.voxels, theirs.get_fdata())
+    done = command(series, "--to", "mri", "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    ours = nib.as_closest_canonical(nib.load(next((tmp_path / "out").iterdir())))
+    assert ours.shape == theirs.shape
+    np.testing.assert_allclose(ours.affine, theirs.affine, atol=1e-4)
+
+
+def test_dicom_out_is_read_alike_by_dcm2niix(command, ct_path, tmp_path):
+    import dcm2niix
+
+    done = command(ct_path, "--to", "mri", "--output", tmp_path / "out", "--format", "nifti", "--format", "dicom")
+    assert done.returncode == 0, done.stderr
+    folder = next(p for p in (tmp_path / "out").iterdir() if p.is_dir())
+    subprocess.run([dcm2niix.bin, "-b", "n", "-o", tmp_path, "-f", "theirs", folder], check=True, capture_output=True)
+    theirs = nib.as_closest_canonical(nib.load(tmp_path / "theirs.nii"))
+    ours = nib.as_closest_canonical(nib.load(next((tmp_path / "out").glob("*.nii.gz"))))
+    assert ours.shape == theirs.shape
+    np.testing.assert_allclose(ours.affine, theirs.affine, atol=1e-3)
+    np.testing.assert_allclose(ours.get_fdata(), theirs.get_fdata(), atol=0.51)

@@ -2,7 +2,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mediffuse.compare import compare, matching_slice
+from mediffuse.compare import compare, compare_volumes, matching_slice
 from mediffuse.display import ERROR_SCALE, error_map, picture, uncertainty_map
 from mediffuse.metrics import paper
 from mediffuse.scan import ScanError, Slice, read_scan
@@ -44,6 +44,16 @@ def test_matching_slice_is_the_same_place(ct, mr, mr_path):
     one = ct.slice("axial", 7)
     assert np.array_equal(matching_slice(ct, one, mr).pixels, mr.slice("axial", 7).pixels)
     assert read_scan(mr_path, "MR").plane == "axial"
+
+
+def test_flicker_between_slices_is_measured_and_an_even_error_is_none(ct, mr):
+    even = compare_volumes(ct.voxels + 30, mr, ct)
+    assert even.delta_z == pytest.approx(0, abs=1e-3)
+    real = np.abs(np.diff(ct.voxels, axis=2))
+    assert 0.3 * real.mean() < even.delta_z_truth < 3 * real.mean()
+    flicker = compare_volumes(ct.voxels + 30 * (np.arange(ct.count()) % 2), mr, ct)
+    assert flicker.delta_z == pytest.approx(30, abs=1e-3)
+    assert flicker.delta_z_truth == pytest.approx(even.delta_z_truth, abs=1e-2)
 
 
 def test_error_map_is_signed_and_saturates():

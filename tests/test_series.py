@@ -1,9 +1,12 @@
-"""Zips and DICOM files that are not what they should be: an error in words, and nothing left behind."""
+"""DICOM series and other volumes, read where they lie; and those that are not what they should be: an error
+in words, and nothing left behind."""
 
 import io
 import tempfile
 import zipfile
 
+import nibabel as nib
+import numpy as np
 import pydicom
 import pytest
 
@@ -103,3 +106,108 @@ def test_a_dicom_cut_short_and_one_that_claims_to_be_huge(series, tmp_path):
     dataset.save_as(tmp_path / "huge.dcm")
     with pytest.raises(ScanError, match="too large"):
         read_scan(tmp_path / "huge.dcm", "CT")
+
+
+def rewritten(series, folder, change):
+    """The series' files in `folder`, in their order along the head, after `change(number, header)`;
+    those for which it gives False are left out."""
+    folder.mkdir()
+    files = sorted((pydicom.dcmread(p) for p in series.iterdir()), key=lambda d: float(d.ImagePositionPatient[2]))
+    for number, one in enumerate(files):
+        if change(number, one) is not False:
+            one.save_as(folder / f"{(number * 7) % len(files):02d}.dcm")
+    return folder
+
+
+def test_files_in_any_order_make_the_volume_they_came_from(series, ct):
+    scan = read_scan(series, "CT")
+    np.testing.assert_array_equal(scan.voxels, ct.voxels)
+    np.testing.assert_allclose(scan.affine, ct.affine, atol=1e-4)
+    assert not scan.warnings
+
+
+def test_a_tilted_gantry_is_a_shear_to_the_voxel(series, ct, tmp_path):
+    def tilt(number, one):
+        x, y, z = map(float, one.ImagePositionPatient)
+        one.ImagePositionPatient = [x, y + number * 4 * np.tan(np.deg2rad(15)), z]
+
+    scan = read_scan(rewritten(series, tmp_path / "tilted", tilt), "CT")
+    shear = np.eye(4)
+    shear[1, 2] = -np.tan(np.deg2rad(15))
+    start = ct.affine @ [0, 0, 0, 1]
+    np.testing.assert_allclose(scan.affine[:3, :3], (shear @ ct.affine)[:3, :3], atol=1e-3)
+    np.testing.assert_allclose(scan.affine @ [0, 0, 0, 1], start, atol=1e-3)
+    np.testing.assert_array_equal(scan.voxels, ct.voxels)
+
+
+def test_missing_slices_are_interpolated_and_said(series, ct, tmp_path):
+    scan = read_scan(rewritten(series, tmp_path / "gap", lambda number, _: number not in (7, 8)), "CT")
+    assert scan.count() == ct.count()
+    np.testing.assert_allclose(scan.affine, ct.affine, atol=1e-4)
+    between = (2 * ct.voxels[:, :, 6] + ct.voxels[:, :, 9]) / 3
+    np.testing.assert_allclose(scan.voxels[:, :, 7], between, atol=1e-3)
+    assert any("2 of 20 slices are missing" in w for w in scan.warnings)
+
+
+def test_slices_given_twice_are_taken_once(series, ct, tmp_path):
+    folder = rewritten(series, tmp_path / "twice", lambda *_: None)
+    again = pydicom.dcmread(folder / "00.dcm")
+    again.SOPInstanceUID = again.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+    again.save_as(folder / "again.dcm")
+    scan = read_scan(folder, "CT")
+    np.testing.assert_array_equal(scan.voxels, ct.voxels)
+    assert any("1 slices lie where another" in w for w in scan.warnings)
+
+
+def test_an_enhanced_multi_frame_ct(series, ct, tmp_path):
+    from pydicom.dataset import Dataset
+
+    frames, places = [], []
+    rewritten(series, tmp_path / "frames", lambda _, one: frames.append(one))
+    one = frames[0]
+    for frame in frames:
+        place = Dataset()
+        place.ImagePositionPatient = frame.ImagePositionPatient
+        group = Dataset()
+        group.PlanePositionSequence = [place]
+        places.append(group)
+    measures, orientation, rescale, shared = Dataset(), Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing = one.PixelSpacing
+    measures.SliceThickness = measures.SpacingBetweenSlices = 4
+    orientation.ImageOrientationPatient = one.ImageOrientationPatient
+    rescale.RescaleIntercept, rescale.RescaleSlope, rescale.RescaleType = "-1024", "1", "HU"
+    shared.PixelMeasuresSequence = [measures]
+    shared.PlaneOrientationSequence = [orientation]
+    shared.PixelValueTransformationSequence = [rescale]
+    for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"):
+        if tag in one:
+            delattr(one, tag)
+    one.SharedFunctionalGroupsSequence, one.PerFrameFunctionalGroupsSequence = [shared], places
+    one.NumberOfFrames = len(frames)
+    one.SOPClassUID = one.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2.1"  # Enhanced CT
+    hu = np.stack([ct.voxels[::-1, ::-1, z].T for z in range(ct.count())])
+    one.PixelData = (np.round(hu) + 1024).astype(np.int16).tobytes()
+    one.save_as(tmp_path / "enhanced.dcm")
+    scan = read_scan(tmp_path / "enhanced.dcm", "CT")
+    np.testing.assert_allclose(scan.affine, ct.affine, atol=1e-3)
+    np.testing.assert_allclose(scan.voxels, ct.voxels, atol=0.5)
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
+def test_nrrd_and_mha_lie_where_their_headers_say(ct, tmp_path, suffix):
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(np.ascontiguousarray(ct.voxels.T))
+    image.SetSpacing([1.25, 1.25, 4.0])
+    turn = nib.eulerangles.euler2mat(0.1, -0.05, 0.08)
+    image.SetDirection(turn.ravel().tolist())
+    image.SetOrigin([12.5, -80.0, 33.0])
+    sitk.WriteImage(image, str(tmp_path / f"head{suffix}"))
+    scan = read_scan(tmp_path / f"head{suffix}", "CT")
+    # A corner of the file's grid in its own world (LPS) and in the scan's (RAS).
+    corner = np.array(image.TransformIndexToPhysicalPoint([174, 0, 0])) * [-1, -1, 1]
+    found = np.linalg.inv(scan.affine) @ [*corner, 1]
+    there = np.round(found).astype(int)[:3]
+    np.testing.assert_allclose(found[:3], there, atol=1e-3)
+    assert scan.voxels[tuple(there)] == ct.voxels[174, 0, 0]
+    assert sorted(scan.voxels.shape) == sorted(ct.voxels.shape)

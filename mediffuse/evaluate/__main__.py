@@ -25,6 +25,7 @@ from pathlib import Path
 from mediffuse.checkpoints import CheckpointError
 from mediffuse.dataset import DatasetError
 from mediffuse.prepare import LayoutError
+from mediffuse.processes import shared_work
 from mediffuse.prompts import CONTRASTS, DIRECTIONS
 from mediffuse.scan import PLANES
 from mediffuse.translate import SPEEDS

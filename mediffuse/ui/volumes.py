@@ -359,6 +359,12 @@ def _compare(scan: Scan, made: np.ndarray, direction: str, paths, register: bool
         columns=["slice", "PSNR (dB)", "SSIM"],
     )
     plots = [gr.LinePlot(frame, visible=True), gr.LinePlot(frame, visible=True)]
+    if np.isfinite(compared.delta_z):
+        unit = "HU" if target == "CT" else "of 255"
+        more.append(
+            f"From slice to slice it changes by {compared.delta_z:.0f} {unit} other than the real one, "
+            f"which changes by {compared.delta_z_truth:.0f} (means in the head)."
+        )
     return [gr.Dataframe(table, visible=True), *plots], layers, notes + more, None
 
 
