@@ -461,6 +461,7 @@ def _read_folder(folder: Path, name: str, modality: str, shown: str, series: str
     from mediffuse.series import find_series, known_tags, read_series
 
     found = find_series(folder)
+    found = [s for s in found if s.usable] or found
     if series:
         found = [s for s in found if s.uid == series]
         if not found:
@@ -471,7 +472,8 @@ def _read_folder(folder: Path, name: str, modality: str, shown: str, series: str
         voxels, affine, said, warnings = read_series(found[0], name)
         scan = replace(_canonical(voxels, affine, modality, "dicom", name), tags=known_tags(found[0].files[0]))
         return _checked(scan, modality, said if said in MODALITIES else None, tuple(warnings))
-    others = [p for p in folder.rglob("*") if p.is_file() and p.name.lower().endswith((*VOLUMES, *PICTURES))]
+    files = (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    others = [p for p in files if p.name.lower().endswith((*VOLUMES, *PICTURES))]
     if len(others) != 1:
         raise ScanError(f"{name} holds no DICOM series{f', but {len(others)} other scans' if others else ''}.")
     return read_scan(others[0], modality, shown)

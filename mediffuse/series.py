@@ -6,10 +6,12 @@ together from the slices' own positions, so that a tilted gantry stays the shear
 
 from __future__ import annotations
 
+import lzma
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from mediffuse import plausibility
-from mediffuse.scan import MAX_VOXELS, ScanError, check_size
+from mediffuse.scan import MAX_VOXELS, MODALITIES, ScanError, check_size
 
 MAX_FILES = 20_000
 MAX_UNPACKED = 4 * MAX_VOXELS
@@ -41,6 +43,16 @@ KEPT_TAGS = (
 """What a derived series has in common with its source: the patient, the study, the frame of reference."""
 
 _CHUNK = 1 << 20
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    EOFError,
+    OSError,
+    RuntimeError,
+    NotImplementedError,
+    ValueError,
+    zlib.error,
+    lzma.LZMAError,
+)
 _TAGS = {
     "modality": "0008|0060",
     "description": "0008|103e",
@@ -48,17 +60,39 @@ _TAGS = {
     "position": "0020|0032",
     "orientation": "0020|0037",
     "frames": "0028|0008",
+    "type": "0008|0008",
+    "samples": "0028|0002",
+    "rows": "0028|0010",
+    "columns": "0028|0011",
+    "echo": "0018|0081",
+    "phase": "0020|0100",
 }
+_CHARSET, _PHOTOMETRIC = "0008|0005", "0028|0004"
+_CODECS = {
+    "ISO_IR 13": "shift_jis",
+    "ISO_IR 166": "tis_620",
+    "GB18030": "gb18030",
+    "GBK": "gbk",
+    **{f"ISO_IR {k}": f"iso8859_{v}" for k, v in ((100, 1), (101, 2), (109, 3), (110, 4), (144, 5))},
+    **{f"ISO_IR {k}": f"iso8859_{v}" for k, v in ((127, 6), (126, 7), (138, 8), (148, 9))},
+}
+"""Python's names of the character sets of PS3.3 C.12.1.1.2 without code extensions."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """The files of one DICOM series. `uid` tells it from the others, `title` is for people."""
+    """The files of one DICOM series. `uid` tells it from the others, `title` is for people.
+
+    usable: whether it may be a volume: a CT or MR, grey, no localiser. left_out: how many images of it
+    are not in `files`, for they are unlike the most.
+    """
 
     uid: str
     files: tuple[Path, ...]
     modality: str
     title: str
+    usable: bool = True
+    left_out: int = 0
 
 
 @contextmanager
@@ -70,7 +104,7 @@ def unpacked(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="mediffuse-") as folder:
         try:
             with zipfile.ZipFile(path) as archive:
-                members = [m for m in archive.infolist() if not m.is_dir()]
+                members = [m for m in archive.infolist() if not m.is_dir() and not _hidden(m.filename)]
                 if len(members) > MAX_FILES or sum(m.file_size for m in members) > MAX_UNPACKED:
                     raise ScanError(f"{path.name} unpacks to more than can be read here. Zip one scan only.")
                 if shutil.disk_usage(folder).free < sum(m.file_size for m in members) + _CHUNK:
@@ -78,14 +112,15 @@ def unpacked(path: Path) -> Iterator[Path]:
                 left = MAX_UNPACKED
                 for number, member in enumerate(members):
                     # The end of the name tells NIfTI and the like; the number keeps files apart.
-                    target = Path(folder) / f"{number:06d}_{Path(member.filename).name[-60:]}"
+                    target = Path(folder) / f"{number:06d}" / Path(member.filename.replace("\\", "/")).name[-60:]
+                    target.parent.mkdir()
                     with archive.open(member) as source, target.open("wb") as sink:
                         while chunk := source.read(min(_CHUNK, left + 1)):
                             left -= len(chunk)
                             if left < 0:  # the directory lied
                                 raise ScanError(f"{path.name} unpacks to more than can be read here.")
                             sink.write(chunk)
-        except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError, ValueError) as error:
+        except _ZIP_ERRORS as error:
             if isinstance(error, ScanError):
                 raise
             raise ScanError(
@@ -95,53 +130,97 @@ def unpacked(path: Path) -> Iterator[Path]:
 
 
 def find_series(folder: Path, *, below: bool = True) -> list[Series]:
-    """The DICOM image series in a folder (and those `below` it), the largest first.
+    """The DICOM image series in a folder (and those `below` it): usable ones first, the largest first.
 
     Raises ScanError where there are more than `MAX_FILES` files.
     """
-    groups: dict[str, list[tuple[Path, dict]]] = {}
     files = sorted(p for p in (folder.rglob("*") if below else folder.iterdir()) if p.is_file() and not p.is_symlink())
     if len(files) > MAX_FILES:
         raise ScanError(f"{folder.name} holds {len(files)} files; give the folder of one scan.")
+    return group_series(file for file in files if not file.name.startswith("."))
+
+
+def group_series(files: Iterable[Path]) -> list[Series]:
+    """The DICOM image series among files. Of a series the largest part of one kind is taken:
+    of one size, orientation, echo time and temporal position, without localisers and colour pictures."""
+    groups: dict[str, list[tuple[Path, dict]]] = {}
     for file in files:
         tags = _tags(file)
         if tags and tags["uid"]:
             groups.setdefault(tags["uid"], []).append((file, tags))
     found = []
     for uid, members in groups.items():
-        first = members[0][1]
-        title = f"{first['description'] or 'Series'}: {first['modality'] or '?'}, {len(members)} files"
-        found.append(Series(uid, tuple(file for file, _ in members), first["modality"], title))
-    return sorted(found, key=lambda s: -len(s.files))
+        slices = [m for m in members if _is_slice(m[1])]
+        kinds: list[list[tuple[Path, dict]]] = []
+        for member in slices or members:
+            kind = next((k for k in kinds if _alike(k[0][1], member[1])), None)
+            if kind:
+                kind.append(member)
+            else:
+                kinds.append([member])
+        taken = max(kinds, key=len)
+        first = taken[0][1]
+        title = f"{first['description'] or 'Series'}: {first['modality'] or '?'}, {len(taken)} files"
+        one = Series(uid, tuple(f for f, _ in taken), first["modality"], title, bool(slices), len(members) - len(taken))
+        found.append(one)
+    return sorted(found, key=lambda s: (not s.usable, -len(s.files)))
+
+
+def _hidden(name: str) -> bool:
+    """Whether a name in a zip is one of those that macOS adds, or otherwise hidden."""
+    parts = name.replace("\\", "/").split("/")
+    return "__MACOSX" in parts or (parts[-1].startswith(".") and parts[-1] not in (".", ".."))
+
+
+def _is_slice(tags: dict) -> bool:
+    known = tags["modality"] in ("", *MODALITIES)
+    return known and tags["samples"] in ("", "1") and "LOCALIZER" not in tags["type"].upper()
+
+
+def _alike(one: dict, other: dict) -> bool:
+    """Whether two images may be slices of one volume, by their headers."""
+    if any(one[k] != other[k] for k in ("rows", "columns", "frames", "echo", "phase")):
+        return False
+    try:
+        turns = [[float(v) for v in t["orientation"].split("\\") if v] for t in (one, other)]
+    except ValueError:
+        return one["orientation"] == other["orientation"]
+    return len(turns[0]) == len(turns[1]) and np.allclose(*turns, atol=1e-2)
 
 
 def known_tags(path: Path) -> dict[str, str]:
     """The `KEPT_TAGS` and `plausibility.TAGS` of a DICOM file that it has."""
     reader = _reader(path)
     reader.ReadImageInformation()
-    return {
-        tag: reader.GetMetaData(tag).strip() for tag in (*KEPT_TAGS, *plausibility.TAGS) if reader.HasMetaDataKey(tag)
-    }
+    return {tag: _text(reader, tag) for tag in (*KEPT_TAGS, *plausibility.TAGS) if reader.HasMetaDataKey(tag)}
 
 
 def read_series(series: Series, name: str) -> tuple[np.ndarray, np.ndarray, str, list[str]]:
     """(voxels float32 (X, Y, Z), affine to RAS mm, modality, warnings) of a series.
 
-    Slices are ordered by their position along the normal. A gap of missing slices is filled by
-    linear interpolation, and warned of. Raises ScanError if the slices do not make one volume.
+    Slices are ordered by their position along the normal. Gaps of missing slices, and uneven spacing, are
+    filled by linear interpolation between the slices' real positions, and warned of. Raises ScanError if
+    the slices do not make one volume, or most are missing.
     """
+    warnings = []
+    if series.left_out:
+        warnings.append(
+            f"{series.left_out} images of this series were left out: they differ from the others in size, "
+            "orientation or echo (a localiser or screenshot, perhaps)."
+        )
     if len(series.files) == 1:
-        return (*read_file(series.files[0], name), [])
+        return (*read_file(series.files[0], name), warnings)
+    reader = _reader(series.files[0])
+    reader.ReadImageInformation()
+    # All headers say the same size (`group_series`), so that this bounds what is read below.
+    check_size((*reader.GetSize()[:2], len(series.files)), name)
     slices = sorted((_slice(file, name) for file in series.files), key=lambda s: s[0])
     shapes, spacings = {s[2].shape for s in slices}, {tuple(np.round(s[3], 3)) for s in slices}
-    turns = np.array([s[4] for s in slices])
-    if len(shapes) > 1 or len(spacings) > 1 or np.ptp(turns, axis=0).max() > 1e-2:
+    if len(shapes) > 1 or len(spacings) > 1:
         raise ScanError(
-            f"The slices of {name} differ in size, spacing or orientation: they are no one volume "
-            "(a localiser, perhaps). Choose another series."
+            f"The slices of {name} differ in size or spacing: they are no one volume. Export one series of it again."
         )
-    check_size((*slices[0][2].shape, len(slices)), name)
-    warnings, different = [], [slices[0]]
+    different = [slices[0]]
     for one in slices[1:]:
         if one[0] - different[-1][0] > 1e-2:
             different.append(one)
@@ -150,34 +229,47 @@ def read_series(series: Series, name: str) -> tuple[np.ndarray, np.ndarray, str,
     if len(different) == 1:
         raise ScanError(f"All slices of {name} lie in one place: they are no volume.")
     along = np.array([s[0] for s in different])
-    steps = np.diff(along)
-    step = float(np.median(steps))
-    numbers = np.concatenate([[0], np.cumsum(np.maximum(1, np.round(steps / step)))]).astype(int)
-    uneven = np.abs(along - along[0] - numbers * step).max() / step
-    if uneven > 0.1:
-        warnings.append("The slices are not evenly spaced; they were taken as if they were, and may be off by a part.")
-    count = int(numbers[-1]) + 1
-    check_size((*slices[0][2].shape, count), name)
-    volume = np.empty((*slices[0][2].shape, count), np.float32)
-    for number, one in zip(numbers, different, strict=True):
-        volume[:, :, number] = one[2]
-    missing = sorted(set(range(count)) - set(numbers.tolist()))
-    for number in missing:
-        after = int(np.searchsorted(numbers, number))
-        low, high = numbers[after - 1], numbers[after]
-        share = (number - low) / (high - low)
-        volume[:, :, number] = (1 - share) * volume[:, :, low] + share * volume[:, :, high]
-    if missing:
-        warnings.append(f"{len(missing)} of {count} slices are missing; they were interpolated from their neighbours.")
+    at, missing, said = _grid(along)
+    if 2 * missing > len(at):
+        raise ScanError(f"{name} has only {len(different)} of {len(at)} slices. Export the whole series.")
+    check_size((*slices[0][2].shape, len(at)), name)
+    volume = np.empty((*slices[0][2].shape, len(at)), np.float32)
+    after = np.clip(np.ceil(at - 1e-6).astype(int), 0, len(different) - 1)
+    for number, (place, high) in enumerate(zip(at, after, strict=True)):
+        share = high - place
+        volume[:, :, number] = different[high][2]
+        if share > 1e-6:
+            volume[:, :, number] += share * (different[high - 1][2] - different[high][2])
     positions = np.array([s[1] for s in different])
     orientation = different[0][4].reshape(2, 3)
     affine = np.eye(4)
     affine[:3, 0] = orientation[0] * different[0][3][0]
     affine[:3, 1] = orientation[1] * different[0][3][1]
-    affine[:3, 2] = (positions[-1] - positions[0]) / numbers[-1]
+    affine[:3, 2] = (positions[-1] - positions[0]) / (len(at) - 1)
     affine[:3, 3] = positions[0]
     affine[:3] = LPS_TO_RAS @ affine[:3]
-    return volume, affine, series.modality, warnings
+    return volume, affine, series.modality, warnings + said
+
+
+def _grid(along: np.ndarray) -> tuple[np.ndarray, int, list[str]]:
+    """An even grid for slices at `along` (mm, rising): (where each of its planes lies, as a fractional
+    number of a slice; how many are missing slices; what to warn of)."""
+    steps = np.diff(along)
+    numbers = np.concatenate([[0], np.cumsum(np.maximum(1, np.round(steps / np.median(steps))))])
+    step = (along[-1] - along[0]) / numbers[-1]
+    if np.abs(along - along[0] - numbers * step).max() <= 0.1 * step:
+        count = int(numbers[-1]) + 1
+        missing = count - len(along)
+        said = f"{missing} of {count} slices are missing; they were interpolated from their neighbours."
+        return np.interp(np.arange(count), numbers, np.arange(len(along))), missing, [said] if missing else []
+    finest = max(steps.min(), np.median(steps) / 4)
+    count = round((along[-1] - along[0]) / finest) + 1
+    at = np.interp(np.linspace(along[0], along[-1], count), along, np.arange(len(along)))
+    said = (
+        f"The slices are unevenly spaced ({steps.min():.3g} to {steps.max():.3g} mm): they were interpolated to one "
+        f"every {(along[-1] - along[0]) / (count - 1):.3g} mm, where they lie."
+    )
+    return at, 0, [said]
 
 
 def read_file(path: Path, name: str | None = None) -> tuple[np.ndarray, np.ndarray, str]:
@@ -191,7 +283,9 @@ def read_file(path: Path, name: str | None = None) -> tuple[np.ndarray, np.ndarr
         check_size(reader.GetSize(), name)
         if reader.GetNumberOfComponents() != 1:
             raise ScanError(f"{name} is a colour DICOM (a screenshot or report). Choose the scan's own images.")
-        modality = reader.GetMetaData(_TAGS["modality"]).strip() if reader.HasMetaDataKey(_TAGS["modality"]) else ""
+        modality = _text(reader, _TAGS["modality"])
+        if modality == "CT" and _text(reader, _PHOTOMETRIC) == "MONOCHROME1":
+            raise ScanError(f"{name} stores its values inverted (MONOCHROME1), not in HU. Export it as MONOCHROME2.")
         image = reader.Execute()
     except ScanError:
         raise
@@ -222,18 +316,35 @@ def _reader(path: Path):
     return reader
 
 
+def _text(reader, tag: str) -> str:
+    """A tag's value by the file's own character set; "" where it has none. SimpleITK decodes none."""
+    if not reader.HasMetaDataKey(tag):
+        return ""
+    raw = reader.GetMetaData(tag).encode("utf-8", "surrogateescape").strip(b" \0")
+    charset = reader.GetMetaData(_CHARSET) if reader.HasMetaDataKey(_CHARSET) else ""
+    # Several sets, of which escape sequences choose: those of Japan have a codec, the others' first set serves.
+    first = charset.split("\\")[0].strip().replace("ISO 2022 IR", "ISO_IR")
+    codec = "iso2022_jp_2" if "ISO 2022 IR 87" in charset else _CODECS.get(first, "latin_1")
+    for attempt in (codec,) if b"\x1b" in raw else ("utf-8", codec):
+        try:
+            return raw.decode(attempt)
+        except UnicodeDecodeError:
+            continue
+    return raw.decode("ascii", "replace")
+
+
 def _tags(path: Path) -> dict | None:
     """The tags that group and order slices; None for what is no DICOM image."""
-    with path.open("rb") as file:
-        head = file.read(132)
-    if head[128:] != b"DICM" and path.suffix.lower() not in (".dcm", ".ima"):
-        return None
     reader = _reader(path)
     try:
+        with path.open("rb") as file:
+            head = file.read(132)
+        if head[128:] != b"DICM" and path.suffix.lower() not in (".dcm", ".ima"):
+            return None
         reader.ReadImageInformation()
-    except RuntimeError:
+    except (OSError, RuntimeError):
         return None
-    return {k: reader.GetMetaData(t).strip() if reader.HasMetaDataKey(t) else "" for k, t in _TAGS.items()}
+    return {k: _text(reader, t) for k, t in _TAGS.items()}
 
 
 def _slice(path: Path, name: str) -> tuple[float, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

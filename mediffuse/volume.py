@@ -26,6 +26,9 @@ OBLIQUE_DEGREES = 20.0
 """From this angle between the scan's axes and the patient's on, slices are taken on a grid along the
 patient's axes: the models know heads that lie about straight."""
 
+SLAB_MM = 60.0
+"""A scan thinner than this stays on its own axes: slices across it would show strips of the head."""
+
 
 @dataclass(frozen=True)
 class Passes:
@@ -113,7 +116,10 @@ def translate_volume(
             if on_slices:
                 on_slices(done, count)
     deviation = None if squares is None else np.sqrt(squares / np.maximum(estimates, 1))
-    voxels[~_widened(head, upright.spacing) | (estimates == 0)] = fill
+    air = ~_widened(head, upright.spacing) | (estimates == 0)
+    voxels[air] = fill
+    if deviation is not None:
+        deviation[air] = 0
     if upright is not scan:
         voxels = resampled(replace(upright, voxels=voxels), scan, fill)
         deviation = None if deviation is None else resampled(replace(upright, voxels=deviation), scan, 0.0)
@@ -156,15 +162,16 @@ def _widened(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
 
 
 def straightened(scan: Scan) -> Scan:
-    """`scan`, or where its axes are oblique by `OBLIQUE_DEGREES` or more, `scan` on a grid along the
-    patient's axes that covers it with its finest in-plane spacing."""
+    """`scan`, or where its axes are oblique by `OBLIQUE_DEGREES` or more and it is no slab, `scan` on a
+    grid along the patient's axes that covers it with the spacing of its own axes next to them."""
     axes = scan.affine[:3, :3] / scan.spacing
     angle = np.rad2deg(np.arccos(np.clip(np.abs(np.diag(axes)), 0, 1))).max()
-    if scan.kind == "picture" or angle < OBLIQUE_DEGREES:
+    extent = np.array(scan.voxels.shape) * scan.spacing
+    if scan.kind == "picture" or angle < OBLIQUE_DEGREES or extent.min() < SLAB_MM:
         return scan
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(scan.voxels.shape) - 1)
     world = nib.affines.apply_affine(scan.affine, corners)
-    spacing = np.sort(scan.spacing)[[1, 1, 2]]
+    spacing = scan.spacing
     shape = tuple(int(n) for n in np.ceil(np.ptp(world, axis=0) / spacing) + 1)
     check_size(shape, scan.name)
     affine = nib.affines.from_matvec(np.diag(spacing), world.min(0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import locale
+import os
 import shutil
 import tempfile
 import time
@@ -12,7 +13,7 @@ import nibabel as nib
 import numpy as np
 
 from mediffuse.intensity import MR_OUTPUT_LIMITS
-from mediffuse.scan import Scan
+from mediffuse.scan import Scan, ScanError
 from mediffuse.series import KEPT_TAGS
 
 SYNTHETIC_NOTE = "SYNTHETIC, not for diagnosis"
@@ -46,7 +47,8 @@ def write_dicom(scan: Scan, voxels: np.ndarray, modality: str, folder: Path) -> 
 
     New series and instance UIDs, image type DERIVED\\SECONDARY, `SYNTHETIC_NOTE` in the series
     description; patient, study and frame of reference are the source's where it was a DICOM.
-    The folder appears when it is complete.
+    The folder appears when it is complete. Raises ScanError for sheared rows and columns, which DICOM
+    cannot hold.
     """
     import SimpleITK as sitk
 
@@ -55,6 +57,8 @@ def write_dicom(scan: Scan, voxels: np.ndarray, modality: str, folder: Path) -> 
     columns, rows, _ = scan.voxels.shape
     spacing, now = scan.spacing, time.strftime("%Y%m%d %H%M%S").split()
     across, down = -lps[:3, 0] / spacing[0], -lps[:3, 1] / spacing[1]
+    if abs(across @ down) > 1e-3:
+        raise ScanError(f"{scan.name} has sheared axes, which DICOM cannot hold: write NIfTI.")
     study, series, frame = _uid(), _uid(), _uid()
     tags = {
         "0008|0005": "ISO_IR 192",
@@ -64,7 +68,7 @@ def write_dicom(scan: Scan, voxels: np.ndarray, modality: str, folder: Path) -> 
         "0020|0052": frame,
         "0008|0020": now[0],
         "0008|0030": now[1],
-        **{tag: value for tag, value in scan.tags.items() if tag in KEPT_TAGS},
+        **{tag: value for tag, value in scan.tags.items() if tag in KEPT_TAGS and value},
         "0008|0008": "DERIVED\\SECONDARY\\AXIAL",
         "0008|0016": _SOP_CLASSES[modality],
         "0008|0021": now[0],
@@ -98,6 +102,10 @@ def write_dicom(scan: Scan, voxels: np.ndarray, modality: str, folder: Path) -> 
                 image.SetMetaData(tag, value)
             writer.SetFileName(str(partial / f"{number + 1:04d}.dcm"))
             writer.Execute(image)
+        # A temporary folder is its owner's alone; the umask cannot be read without being set.
+        mask = os.umask(0)
+        os.umask(mask)
+        partial.chmod(0o777 & ~mask)
         shutil.rmtree(folder, ignore_errors=True)
         partial.replace(folder)
     finally:

@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 
 from mediffuse.intensity import to_uint8, window
@@ -68,7 +69,10 @@ def series(ct, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("series") / "head"
     write_dicom(ct, ct.voxels, "CT", folder)
     for number, path in enumerate(sorted(folder.iterdir())):
-        path.rename(folder / f"{(number * 7) % 20:02d}_{number}.dcm")
+        one = pydicom.dcmread(path)
+        one.SeriesDescription = "Head"
+        one.save_as(folder / f"{(number * 7) % 20:02d}_{number}.dcm")
+        path.unlink()
     return folder
 
 

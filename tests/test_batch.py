@@ -11,6 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 
+from mediffuse.batch import find_jobs
 from mediffuse.scan import read_scan
 from mediffuse.write import write_dicom
 from tests import tiny
@@ -48,7 +49,7 @@ def test_files_folders_and_patterns(command, ct_path, series, tmp_path):
     assert "2 failed" in done.stdout
     assert "broken.nii.gz: failed" in done.stderr
     assert "none*: there is no such file" in done.stderr
-    made = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
+    made = sorted(p.relative_to(out).as_posix() for p in out.rglob("*.nii.gz"))
     assert made[:1] == ["a/b/one_synthetic_mri.nii.gz"]
     assert made[-1] == "one_synthetic_mri.nii.gz"
     assert len(made) == 3
@@ -59,6 +60,76 @@ def test_files_folders_and_patterns(command, ct_path, series, tmp_path):
     # What is there is not made again, and what is broken is tried again.
     again = command(data, "--to", "mri", "--output", out)
     assert "0 translated; 3 skipped; 1 failed." in again.stdout
+    # What was made otherwise is not taken for what is asked for, nor lost.
+    before = (out / "one_synthetic_mri.nii.gz").read_bytes()
+    other = command(data / "one.nii.gz", "--to", "mri", "--contrast", "T2", "--output", out)
+    assert other.returncode == 1
+    assert "differently (settings). Give another --output, or --overwrite" in other.stderr
+    assert (out / "one_synthetic_mri.nii.gz").read_bytes() == before
+    # What was changed or damaged is made again.
+    (out / "one_synthetic_mri.nii.gz").write_bytes(before[:1000])
+    shutil.copy(ct_path, data / "a" / "b" / "one.nii.gz")
+    again = command(data, "--to", "mri", "--output", out)
+    assert "2 translated" in again.stdout
+    assert "1 skipped; 1 failed." in again.stdout
+
+
+def test_patterns_name_results_by_their_folders(ct_path, series, tmp_path):
+    for patient in "ab":
+        (tmp_path / "cohort" / patient).mkdir(parents=True)
+        shutil.copy(ct_path, tmp_path / "cohort" / patient / "ct.nii.gz")
+        (tmp_path / "cohort" / patient / "notes.txt").write_text("no scan")
+    for pattern in ("*/ct.nii.gz", "**", "*"):
+        jobs, problems = find_jobs([str(tmp_path / "cohort" / pattern)], tmp_path / "out", "mri")
+        assert sorted(str(j.name) for j in jobs) == ["a/ct", "b/ct"], pattern
+        assert not problems
+    assert find_jobs([str(tmp_path / "cohort" / "*" / "*.txt")], tmp_path, "mri")[1][0].endswith("matches no scan")
+    # The files of one series are one scan; one file by itself is a slice.
+    files = sorted(map(str, series.iterdir()))
+    for given in (files, [str(series / "*.dcm")], [str(series)]):
+        jobs, _ = find_jobs(given, tmp_path / "out", "mri")
+        assert [(j.path, j.series is None) for j in jobs] == [(series, False)]
+    jobs, _ = find_jobs(files[:1], tmp_path / "out", "mri")
+    assert [j.path for j in jobs] == [Path(files[0])]
+
+
+def test_folders_of_all_kinds(ct_path, series, tmp_path, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    shutil.copy(ct_path, data / "s.nii.gz")
+    nib.save(nib.load(ct_path), data / "s.nii")
+    (data / "._s.nii.gz").write_bytes(b"finder")
+    shutil.copy(ct_path, data / "s_synthetic_ct.nii.gz")
+    for number, file in enumerate(sorted(series.iterdir())):  # a folder for each slice
+        (data / "split" / str(number)).mkdir(parents=True)
+        shutil.copy(file, data / "split" / str(number) / "IM0001")
+    for output in (tmp_path / "out", tmp_path, data / "out"):
+        jobs, problems = find_jobs([str(data)], output, "mri")
+        names = sorted(str(j.name) for j in jobs)
+        assert names[:2] == ["s_nii", "s_nii_gz"]
+        assert len(names) == 3
+        assert names[2].startswith("split/split_")
+        assert not problems
+        assert "s_synthetic_ct.nii.gz: left out, for it is synthetic" in capsys.readouterr().err
+    (split,) = [j for j in jobs if j.series]
+    assert read_scan(split.path, "CT", series=split.series).count() == 20
+    assert "output folder" in find_jobs([str(data)], data, "mri")[1][0]
+
+
+def test_one_bad_file_never_stops_the_rest(command, ct_path, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    shutil.copy(ct_path, data / "z.nii.gz")
+    header = nib.load(ct_path).header.copy()
+    header["pixdim"][1:4] = np.nan
+    nib.save(nib.Nifti1Image(np.zeros((32, 32, 4), np.int16), None, header), data / "a.nii.gz")
+    (data / "b.nrrd").write_bytes(b"NRRD0005\ntype: nonsense\n\n")
+    (data / "c.zip").write_bytes(b"PK\x03\x04" + bytes(500))
+    done = command(data, "--to", "mri", "--output", tmp_path / "out")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "1 translated" in done.stdout
+    assert "3 failed" in done.stdout
 
 
 def test_dicom_out_is_a_series_of_the_same_patient(command, mr, tmp_path):
@@ -68,7 +139,8 @@ def test_dicom_out_is_a_series_of_the_same_patient(command, mr, tmp_path):
     assert locale.setlocale(locale.LC_ALL) == before
     source = pydicom.dcmread(next(folder.iterdir()))
     out = tmp_path / "out"
-    done = command(folder, "--to", "ct", "--output", out, "--format", "dicom", "--format", "nifti")
+    assert "left out, for it is synthetic" in command(folder, "--to", "ct", "--output", out).stderr
+    done = command(folder / "*.dcm", "--to", "ct", "--output", out, "--format", "dicom", "--format", "nifti")
     assert done.returncode == 0, done.stderr
     (made,) = [p for p in out.iterdir() if p.is_dir()]
     files = [pydicom.dcmread(p) for p in sorted(made.iterdir())]
@@ -144,7 +216,7 @@ def test_nifti_of_a_real_dicom_series_lies_where_dcm2niix_puts_it(command, tmp_p
     np.testing.assert_array_equal(scan.voxels, theirs.get_fdata())
     done = command(series, "--to", "mri", "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    ours = nib.as_closest_canonical(nib.load(next((tmp_path / "out").iterdir())))
+    ours = nib.as_closest_canonical(nib.load(next((tmp_path / "out").glob("*.nii.gz"))))
     assert ours.shape == theirs.shape
     np.testing.assert_allclose(ours.affine, theirs.affine, atol=1e-4)
 

@@ -12,6 +12,7 @@ import pytest
 
 from mediffuse import series as series_module
 from mediffuse.scan import ScanError, read_scan
+from mediffuse.write import write_dicom
 
 
 @pytest.fixture
@@ -61,6 +62,23 @@ def test_a_damaged_zip(temporary, tmp_path, content):
     (tmp_path / "bad.zip").write_bytes(content)
     with pytest.raises(ScanError, match="cannot be unpacked"):
         read_scan(tmp_path / "bad.zip", "CT")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_a_zip_damaged_inside(temporary, tmp_path, ct_path, method):
+    content = nib.load(ct_path).get_fdata().astype(np.int16).tobytes()
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w", method) as archive:
+        archive.writestr("a.nii", content)
+    whole = (tmp_path / "bad.zip").read_bytes()
+    for place in (60, 5_000, len(whole) // 2):
+        (tmp_path / "bad.zip").write_bytes(whole[:place] + bytes(64) + whole[place + 64 :])
+        with pytest.raises(ScanError, match="cannot be unpacked"):
+            read_scan(tmp_path / "bad.zip", "CT")
+
+
+def test_what_macos_adds_to_a_zip_is_left_out(temporary, tmp_path, ct_path):
+    path = zipped(tmp_path / "mac.zip", **{"head.nii.gz": ct_path.read_bytes(), "__MACOSX/._head.nii.gz": b"finder"})
+    assert read_scan(path, "CT").name == "head.nii.gz"
 
 
 def test_a_zip_in_a_zip_and_an_empty_one(temporary, tmp_path):
@@ -147,6 +165,102 @@ def test_missing_slices_are_interpolated_and_said(series, ct, tmp_path):
     between = (2 * ct.voxels[:, :, 6] + ct.voxels[:, :, 9]) / 3
     np.testing.assert_allclose(scan.voxels[:, :, 7], between, atol=1e-3)
     assert any("2 of 20 slices are missing" in w for w in scan.warnings)
+
+
+def test_uneven_slices_lie_where_they_were(series, ct, tmp_path):
+    # Every slice below the tenth, every other one above.
+    scan = read_scan(rewritten(series, tmp_path / "uneven", lambda number, _: number < 10 or number % 2 == 0), "CT")
+    assert scan.count() == 19
+    np.testing.assert_allclose(scan.affine, ct.affine, atol=1e-4)
+    kept = [*range(10), 10, 12, 14, 16, 18]
+    np.testing.assert_allclose(scan.voxels[:, :, kept], ct.voxels[:, :, kept], atol=1e-3)
+
+    def bent(number, one):
+        x, y, z = map(float, one.ImagePositionPatient)
+        one.ImagePositionPatient = [x, y, z + max(0, number - 12) * 1.7]
+
+    scan = read_scan(rewritten(series, tmp_path / "bent", bent), "CT")
+    assert any("unevenly spaced (4 to 5.7 mm)" in w for w in scan.warnings)
+    top = ct.affine @ [0, 0, 19, 1] + [0, 0, 7 * 1.7, 0]
+    np.testing.assert_allclose(scan.affine @ [0, 0, scan.count() - 1, 1], top, atol=1e-3)
+    np.testing.assert_allclose(scan.voxels[:, :, -1], ct.voxels[:, :, 19], atol=1e-3)
+
+
+def test_a_few_slices_of_many_are_refused(series, tmp_path):
+    with pytest.raises(ScanError, match="has only 4 of 20 slices"):
+        read_scan(rewritten(series, tmp_path / "few", lambda number, _: number in (0, 1, 2, 19)), "CT")
+
+
+def test_localisers_and_screenshots_are_left_out(series, ct, tmp_path):
+    folder = rewritten(series, tmp_path / "study", lambda *_: None)
+    for number in range(3):
+        extra = pydicom.dcmread(folder / "00.dcm")
+        extra.SOPInstanceUID = extra.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+        if number == 0:  # of the same series, by its image type
+            extra.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+        elif number == 1:  # of the same series, by its orientation
+            extra.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
+        else:  # a series of its own
+            extra.SeriesInstanceUID, extra.Modality = pydicom.uid.generate_uid(), "OT"
+        extra.save_as(folder / f"extra{number}.dcm")
+    scan = read_scan(folder, "CT")
+    np.testing.assert_array_equal(scan.voxels, ct.voxels)
+    assert any("2 images of this series were left out" in w for w in scan.warnings)
+
+
+def test_a_ct_stored_inverted_is_refused(series, tmp_path):
+    def invert(_, one):
+        one.PhotometricInterpretation = "MONOCHROME1"
+
+    with pytest.raises(ScanError, match="MONOCHROME1"):
+        read_scan(rewritten(series, tmp_path / "inverted", invert), "CT")
+
+
+def test_what_slices_claim_is_added_up_before_they_are_read(series, tmp_path, monkeypatch):
+    monkeypatch.setattr("mediffuse.scan.MAX_VOXELS", 1)
+    monkeypatch.setattr(series_module, "_slice", None)  # would be called to read
+    monkeypatch.setattr(series_module.check_size, "__defaults__", (1,))
+    with pytest.raises(ScanError, match="too large"):
+        read_scan(series, "CT")
+
+
+@pytest.mark.parametrize(
+    ("charset", "name", "stored"),
+    [
+        ("ISO_IR 100", "Müller^Jörg", "Müller^Jörg".encode("latin-1")),
+        ("ISO_IR 144", "Иванов", "Иванов".encode("iso8859_5")),
+        (None, "Müller^Jörg", "Müller^Jörg".encode("latin-1")),
+        ("ISO_IR 192", "Müller^Jörg", "Müller^Jörg".encode()),
+    ],
+)
+def test_names_in_other_character_sets_go_on_to_the_output(series, tmp_path, charset, name, stored):
+    def rename(_, one):
+        if charset:
+            one.SpecificCharacterSet = charset
+        else:
+            del one.SpecificCharacterSet
+        one.PatientName = stored
+        one.SeriesDescription = "plain"
+
+    scan = read_scan(rewritten(series, tmp_path / "named", rename), "CT")
+    assert scan.tags["0010|0010"] == name
+    write_dicom(scan, scan.voxels, "CT", tmp_path / "out")
+    assert pydicom.dcmread(next((tmp_path / "out").iterdir())).PatientName == name
+
+
+def test_empty_identifiers_are_made_anew_and_the_folder_is_for_all(series, tmp_path):
+    def empty(_, one):
+        one.StudyInstanceUID = one.FrameOfReferenceUID = one.StudyDate = ""
+
+    scan = read_scan(rewritten(series, tmp_path / "empty", empty), "CT")
+    write_dicom(scan, scan.voxels, "CT", tmp_path / "out")
+    made = pydicom.dcmread(next((tmp_path / "out").iterdir()))
+    assert made.StudyInstanceUID
+    assert made.FrameOfReferenceUID
+    assert made.StudyDate
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    assert (tmp_path / "out").stat().st_mode == plain.stat().st_mode
 
 
 def test_slices_given_twice_are_taken_once(series, ct, tmp_path):

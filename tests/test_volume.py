@@ -10,6 +10,7 @@ from mediffuse.checkpoints import Checkpoints
 from mediffuse.scan import Scan, ScanError, read_scan
 from mediffuse.translate import Settings, Translator, prepare, restore
 from mediffuse.volume import Passes, head_mask, registered, resampled, straightened, translate_volume
+from mediffuse.write import write_nifti
 from tests import tiny
 
 
@@ -55,6 +56,31 @@ def test_the_result_has_the_grid_of_the_file_whatever_its_axes(translator, ct, t
     )
     back = np.asarray(image.as_reoriented(inverse).dataobj)
     np.testing.assert_allclose(back, straight.voxels, atol=0.6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_simpleitk_finds_the_head_where_it_was(translator, ct, tmp_path, seed):
+    import SimpleITK as sitk
+
+    rng = np.random.default_rng(seed)
+    turn = rotation(rng, rng.uniform(5, 19))
+    affine = nib.affines.from_matvec(turn @ np.diag([1.25, 1.25, 4.0]), rng.uniform(-200, 200, 3))
+    path = stored(ct, tmp_path / "a.nii.gz", affine, rng.permutation(3), rng.choice([-1, 1], 3))
+    scan = read_scan(path, "CT")
+    made = translate_volume(translator, scan, "ct2mr")
+    write_nifti(scan, made.voxels, "MR", tmp_path / "made.nii.gz")
+    # A landmark: the middle between the ends of the head along the file's axes, MARGIN_MM beyond which air begins.
+    ends = []
+    for file, above in ((path, -300.0), (tmp_path / "made.nii.gz", 0.0)):
+        image = sitk.ReadImage(str(file))
+        solid = sitk.BinaryFillhole(image > above)
+        shape = sitk.LabelShapeStatisticsImageFilter()
+        shape.Execute(sitk.RelabelComponent(sitk.ConnectedComponent(solid)))
+        low = np.array(shape.GetBoundingBox(1)[:3])
+        high = low + shape.GetBoundingBox(1)[3:] - 1
+        ends.append(image.TransformContinuousIndexToPhysicalPoint(((low + high) / 2).tolist()))
+    was, now = (np.array(image.TransformPhysicalPointToContinuousIndex(end)) for end in ends)
+    assert np.abs(now - was).max() < 0.5  # voxels
 
 
 def test_slices_are_those_of_the_page(translator, ct):
@@ -130,6 +156,22 @@ def test_a_very_oblique_scan_is_straightened_and_put_back(ct, tmp_path):
     assert np.abs((centre - wanted) / ct.spacing).max() < 0.5
     inside = head_mask(ct)
     assert np.corrcoef(back[inside], ct.voxels[inside])[0, 1] > 0.9
+
+
+def test_one_oblique_slice_and_a_slab_stay_on_their_own_axes(translator, ct):
+    turn = nib.affines.from_matvec(rotation(np.random.default_rng(2), 30))
+    tilted = replace(ct.only("axial", 10), affine=turn @ ct.only("axial", 10).affine)
+    made = translate_volume(translator, tilted, "ct2mr")
+    straight = translate_volume(translator, ct.only("axial", 10), "ct2mr")
+    np.testing.assert_allclose(made.voxels, straight.voxels, atol=0.6)
+    slab = replace(ct, voxels=ct.voxels[:, :, 5:15], affine=turn @ ct.affine)
+    assert straightened(slab) is slab
+
+
+def test_a_coronal_scan_is_straightened_with_its_own_spacing(ct):
+    axes = nib.affines.from_matvec(rotation(np.random.default_rng(3), 25) @ np.diag([1.0, 5.0, 1.0]))
+    coronal = replace(ct, voxels=np.ascontiguousarray(ct.voxels.transpose(0, 2, 1)), affine=axes)
+    np.testing.assert_allclose(straightened(coronal).spacing, [1, 5, 1])
 
 
 def test_registration_finds_a_known_turn(ct, mr):

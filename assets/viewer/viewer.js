@@ -1,5 +1,6 @@
 // The volume viewer: three linked planes by NiiVue. `element` holds the markup of mediffuse/ui/viewer.py;
-// show(layers) gets [{role, url, name, unit, window: [min, max]}], role being input, made, truth, error or spread.
+// show(layers) gets [{role, url, name, title, unit, window: [min, max], presets: [[text, min, max]]}], role being
+// input, made, truth, error or spread.
 (element) => {
   const find = (selector) => element.querySelector(selector);
   const [canvas, base, over, opacity, preset, readout] = [
@@ -27,14 +28,12 @@
     if (options.some(([value]) => value === before)) select.value = before;
   };
 
-  const presets = (layer) => JSON.parse(element.querySelector(".viewer").dataset.presets)[layer.modality] || [];
-
   const draw = async () => {
     const mine = ++turn;
     const below = layers.find((l) => l.role === base.value);
-    const above = layers.find((l) => l.role === over.value);
+    const above = layers.find((l) => l.role === over.value && l !== below);
     if (!below) return;
-    fill(preset, [["", "As given"], ...presets(below).map(([text, low, high]) => [`${low},${high}`, text])]);
+    fill(preset, [["", "As given"], ...below.presets.map(([text, low, high]) => [`${low},${high}`, text])]);
     const place = viewer.volumes.length ? [...viewer.scene.crosshairPos] : null;
     const load = (layer, colormap, range, more = {}) => ({
       url: layer.url, name: layer.name, colormap, cal_min: range[0], cal_max: range[1], trustCalMinMax: false, ...more,
@@ -45,7 +44,7 @@
       const [low, high] = above.window;
       wanted.push(above.role === "error"
         ? load(above, "redyell", [high / 10, high], { colormapNegative: "bluegrn", cal_minNeg: -high, cal_maxNeg: -high / 10 })
-        : load(above, "inferno", [low, high]));
+        : load(above, above.role === "spread" ? "inferno" : "gray", [low, high]));
     }
     await viewer.loadVolumes(wanted);
     if (mine !== turn) return;
@@ -89,7 +88,7 @@
     const former = base.value;
     fill(base, layers.filter((l) => !OVERLAYS.includes(l.role)).map(option));
     if (layers.some((l) => l.role === "made") && former === "input") base.value = "made";
-    fill(over, [["", "None"], ...layers.filter((l) => OVERLAYS.includes(l.role)).map(option)]);
+    fill(over, [["", "None"], ...layers.map(option)]);
     find(".viewer").hidden = layers.length === 0;
     return layers.length ? ready.then(draw).catch(failed) : undefined;
   };

@@ -11,18 +11,16 @@ import gradio as gr
 import numpy as np
 
 FOLDER = Path(__file__).resolve().parents[2] / "assets" / "viewer"
-PRESETS = {
-    "CT": [
-        ("Brain (W 80, L 40)", 0, 80),
-        ("Subdural (W 200, L 75)", -25, 175),
-        ("Soft tissue (W 400, L 40)", -160, 240),
-        ("Bone (W 2500, L 480)", -770, 1730),
-    ],
-    "MR": [],
-}
-"""Window presets by modality: (text, black, white)."""
+CT_WINDOWS = (
+    ("Brain (W 80, L 40)", 0.0, 80.0),
+    ("Subdural (W 200, L 75)", -25.0, 175.0),
+    ("Soft tissue (W 400, L 40)", -160.0, 240.0),
+    ("Bone (W 2500, L 480)", -770.0, 1730.0),
+)
+MR_PERCENTILES = ((0.5, 99.5), (2, 98), (5, 95), (25, 99.9))
+"""Window presets: (text, black, white) in HU, and percentiles of an MRI's voxels above its minimum."""
 
-_TEMPLATE = """<div class="viewer" hidden data-presets="${presets}">
+_TEMPLATE = """<div class="viewer" hidden>
   <div class="controls">
     <label>Image <select class="base" aria-label="Image"></select></label>
     <label>Window <select class="preset" aria-label="Window"></select></label>
@@ -38,13 +36,15 @@ _TEMPLATE = """<div class="viewer" hidden data-presets="${presets}">
 
 @dataclass(frozen=True)
 class Layer:
-    """What the viewer shows of one NIfTI. role: input, made, truth, error or spread; window: black and white."""
+    """What the viewer shows of one NIfTI. role: input, made, truth, error or spread; window: black and white;
+    presets: (text, black, white) of other windows."""
 
     role: str
     title: str
     modality: str
     unit: str
     window: tuple[float, float]
+    presets: tuple[tuple[str, float, float], ...] = ()
 
 
 def build(elem_id: str) -> gr.HTML:
@@ -55,7 +55,6 @@ def build(elem_id: str) -> gr.HTML:
         html_template=_TEMPLATE,
         js_on_load=f"element.show = ({(FOLDER / 'viewer.js').read_text(encoding='utf-8')})(element);",
         head=f'<script src="/gradio_api/file={html.escape(str(FOLDER / "niivue.umd.js"))}"></script>',
-        presets=html.escape(json.dumps(PRESETS)),
         elem_id=elem_id,
     )
 
@@ -81,3 +80,15 @@ def window_of(voxels: np.ndarray) -> tuple[float, float]:
     low = float(voxels.min())
     some = voxels[voxels > low]
     return (low, float(np.percentile(some, 99.5))) if some.size else (low, low + 1)
+
+
+def presets_of(voxels: np.ndarray, modality: str) -> tuple[tuple[str, float, float], ...]:
+    """The `Layer.presets` of a CT or MRI (X, Y, Z)."""
+    if modality == "CT":
+        return CT_WINDOWS
+    some = voxels[voxels > voxels.min()]
+    if not some.size:
+        return ()
+    return tuple(
+        (f"{low:g} to {high:g} %", *map(float, np.percentile(some, (low, high)))) for low, high in MR_PERCENTILES
+    )

@@ -216,7 +216,8 @@ def _layer(
         window = (0.0, 80.0) if role == "input" else (-160.0, 240.0)
     else:
         window = MR_OUTPUT_LIMITS if role == "made" else viewer.window_of(voxels)
-    return str(path), Layer(role, title, modality, "HU" if modality == "CT" else "", window)
+    presets = () if scale else viewer.presets_of(voxels, modality)
+    return str(path), Layer(role, title, modality, "HU" if modality == "CT" else "", window, presets)
 
 
 @dataclass(frozen=True)

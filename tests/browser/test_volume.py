@@ -39,6 +39,11 @@ def test_a_head_goes_in_and_comes_out_in_its_place(page: Page, tmp_path):
     shows(page, "made")
     expect(page.locator("#volume-scores")).to_contain_text("synthrad")
     plain = drawn(page)
+    page.select_option("#volume-viewer .preset", label="25 to 99.9 %")
+    assert drawn(page).mean() < plain.mean() - 3
+    page.select_option("#volume-viewer .preset", label="As given")
+    page.select_option("#volume-viewer .over", "input")
+    shows(page, "made+input")
     page.select_option("#volume-viewer .over", "error")
     shows(page, "made+error")
     coloured = drawn(page)
