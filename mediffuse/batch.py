@@ -246,9 +246,15 @@ def _stem(path: Path) -> str:
 
 def run(jobs: list[Job], problems: list[str], direction: str, settings: Settings, passes: Passes, args) -> int:
     """Translate this process's share of the jobs; the main process prints the summary of all."""
+    import diffusers
+    import transformers
     from accelerate.utils import gather_object
     from tqdm import tqdm
 
+    # What loading says would hide what is said of the scans.
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
     translator = Translator(Checkpoints(args.checkpoint))
     started, report = time.perf_counter(), []
     with shared_work() as state, state.split_between_processes(list(enumerate(jobs))) as share:
