@@ -42,7 +42,7 @@ def example(count: int) -> Scan:
     return replace(ct, voxels=ct.voxels[:, :, np.arange(count) % ct.count()])
 
 
-def seconds_per_slice(translator: Translator, count: int, settings: Settings, batch: int) -> float:
+def seconds_per_slice(translator: Translator, count: int, settings: Settings, batch: int | None) -> float:
     started = time.perf_counter()
     made = translate_volume(translator, example(count), "ct2mr", settings, Passes(batch=batch))
     return (time.perf_counter() - started) / made.slices
@@ -107,8 +107,8 @@ def main() -> None:
     for name, count, settings, batch in (
         ("Fast, 8 slices at a time", 40, Settings(), 8),
         ("Fast, 1 slice at a time", 40, Settings(), 1),
-        ("Diffusion, 20 steps", args.slices, Settings("diffusion", steps=20), 8),
-        ("Reference: 50 steps, guidance 7.5 and 1.5", args.slices, REFERENCE, 8),
+        ("Diffusion, 20 steps", args.slices, Settings("diffusion", steps=20), None),
+        ("Reference: 50 steps, guidance 7.5 and 1.5", args.slices, REFERENCE, None),
     ):
         rows.append((name, seconds_per_slice(translator, count, settings, batch)))
         print(f"{name}: {rows[-1][1]:.3f} s a slice", flush=True)

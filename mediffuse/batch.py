@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--no-mirror: none, in half the time",
     )
     parser.add_argument("--uncertainty", action="store_true", help="also write the standard deviation (NIfTI)")
-    parser.add_argument("--batch-size", type=int, default=8, help="slices that go through the model together")
+    parser.add_argument("--batch-size", type=int, help="slices at once; default: 8 on a GPU, 1 on a processor")
     parser.add_argument("--series", help="SeriesInstanceUID, for a zip or folder with several")
     parser.add_argument("--overwrite", action="store_true", help="make again what is there already")
     args = parser.parse_args(argv)
