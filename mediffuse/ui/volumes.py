@@ -363,8 +363,8 @@ def _compare(scan: Scan, made: np.ndarray, direction: str, paths, register: bool
     if np.isfinite(compared.delta_z):
         unit = "HU" if target == "CT" else "of 255"
         more.append(
-            f"From slice to slice it changes by {compared.delta_z:.0f} {unit} other than the real one, "
-            f"which changes by {compared.delta_z_truth:.0f} (means in the head)."
+            f"Its change from slice to slice is off by {compared.delta_z:.0f} {unit}; the real one changes by "
+            f"{compared.delta_z_truth:.0f} (means in the head)."
         )
     return [gr.Dataframe(table, visible=True), *plots], layers, notes + more, None
 
