@@ -6,6 +6,9 @@
 v-prediction with zero terminal SNR (Lin et al., arXiv 2305.08891). A share of the samples is
 trained at the last timestep from zero latents: there the target is the pair's other image alone, so
 one step is a prediction and more steps sample; train/onestep.py goes on with it in pixels.
+`mean_share` of them learn to sample from that prediction instead of from noise: the noise of the
+schedule is the model's own prediction with a little noise on it, which keeps a sample as near to the
+truth as a realistic image can be (posterior-mean rectified flow, Ohayon et al., arXiv 2410.00418).
 
 Writes a StableDiffusionInstructPix2PixPipeline that the app and `from_pretrained` load.
 """
@@ -32,6 +35,8 @@ class DenoisingOptions(Options):
     prediction: str = "v_prediction"  # or epsilon, to compare with: it has no fast path
     zero_share: float = 0.25  # share of samples at the last timestep from zero latents
     terminal_share: float = 0.25  # share of samples at the last timestep from noise
+    mean_share: float = 0.0  # share of samples whose noise is the model's own prediction, see mean_noise
+    mean_noise: list = field(default_factory=lambda: [0.1, 0.3])  # standard deviation put on that prediction, drawn
     drop_prompt: float = 0.05  # share of samples without a prompt, for guidance
     drop_image: float = 0.05  # share of samples without the input image (or hint), for guidance
 
@@ -54,8 +59,10 @@ class Denoising(torch.nn.Module):
 
     def __init__(self, pipeline, options) -> None:
         super().__init__()
-        if options.prediction == "epsilon" and (options.zero_share or options.validate_speed == "fast"):
-            raise SystemExit("epsilon has no fast path: give --zero-share 0 --validate-speed diffusion")
+        if options.prediction == "epsilon" and (
+            options.zero_share or options.mean_share or options.validate_speed == "fast"
+        ):
+            raise SystemExit("epsilon has no fast path: give --zero-share 0 --mean-share 0 --validate-speed diffusion")
         self.vae, self.text_encoder, self.unet = pipeline.vae, pipeline.text_encoder, pipeline.unet
         self.tokenizer, self.options = pipeline.tokenizer, options
         self.scheduler = pipeline.scheduler = schedule(options.prediction)
@@ -90,21 +97,40 @@ class Denoising(torch.nn.Module):
         last = self.scheduler.config.num_train_timesteps - 1
         zero = draw[0] < o.zero_share
         terminal = draw[0] < o.zero_share + o.terminal_share
-        timesteps = torch.where(terminal, last, torch.randint(0, last + 1, (count,), generator=generator))
+        mean = draw[0] > 1 - o.mean_share
+        timesteps = torch.where(terminal, last, torch.randint(0, last + 1, (count,), generator=generator)).to(device)
         noise = torch.randn(clean.shape, generator=generator)
         noise[zero] = 0
-        noise, timesteps = noise.to(device), timesteps.to(device)
+        # Neither the fast path nor what starts from it has guidance.
+        drop_prompt = ~zero & ~mean & (draw[1] < o.drop_prompt)
+        drop_image = ~zero & ~mean & (draw[2] < o.drop_image)
+        prompts = ["" if drop else prompt for prompt, drop in zip(batch["prompt"], drop_prompt, strict=True)]
+        text = self.embed(prompts)
+        if mean.any():
+            low, high = o.mean_noise
+            noise[mean] *= (low + (high - low) * draw[3])[mean, None, None, None]
+            with torch.no_grad():
+                noise[mean] += self.one_step(select(batch, mean), text[mean], clean[mean]).float().cpu()
+        noise = noise.to(device)
         noisy = self.scheduler.add_noise(clean, noise, timesteps)
         wanted = noise if o.prediction == "epsilon" else self.scheduler.get_velocity(clean, noise, timesteps)
-        # What starts from zero latents is the fast path, which has no guidance.
-        drop_prompt = ~zero & (draw[1] < o.drop_prompt)
-        drop_image = ~zero & (draw[2] < o.drop_image)
-        prompts = ["" if drop else prompt for prompt, drop in zip(batch["prompt"], drop_prompt, strict=True)]
-        made = self.predict(noisy, timesteps, self.embed(prompts), batch, drop_image.to(device))
+        made = self.predict(noisy, timesteps, text, batch, drop_image.to(device))
         return F.mse_loss(made.float(), wanted.float())
+
+    def one_step(self, batch: dict, text: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """The fast path's scaled latents, of the shape of `like` (B, C, h, w): at zero SNR they are -v."""
+        last = torch.full((len(like),), self.scheduler.config.num_train_timesteps - 1, device=like.device)
+        nothing = torch.zeros(len(like), dtype=torch.bool, device=like.device)
+        return -self.predict(torch.zeros_like(like), last, text, batch, nothing)
 
     def predict(self, noisy, timesteps, text, batch, drop) -> torch.Tensor:
         raise AssertionError("a subclass predicts")
+
+
+def select(batch: dict, keep: torch.Tensor) -> dict:
+    """The samples of a batch where `keep` (B,) is true."""
+    chosen = keep.nonzero().flatten().tolist()
+    return {k: v[chosen] if isinstance(v, torch.Tensor) else [v[i] for i in chosen] for k, v in batch.items()}
 
 
 class Ip2p(Denoising):

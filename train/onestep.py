@@ -31,7 +31,7 @@ from train.common import (
     write_details,
 )
 from train.controlnet import Contours
-from train.ip2p import Denoising, DenoisingOptions, Ip2p
+from train.ip2p import Denoising, DenoisingOptions, Ip2p, select
 
 
 @dataclass
@@ -69,10 +69,10 @@ class OneStep(torch.nn.Module):
         keep = torch.rand(len(batch["prompt"]), generator=generator) < o.keep_share
         loss = torch.zeros((), device=batch["target"].device)
         if not keep.all():
-            made, target = self.one_step(_select(batch, ~keep), generator)
+            made, target = self.one_step(select(batch, ~keep), generator)
             loss = loss + (~keep).float().mean() * self.compare(made, target)
         if keep.any():
-            loss = loss + keep.float().mean() * o.keep_weight * self.denoising(_select(batch, keep), generator)
+            loss = loss + keep.float().mean() * o.keep_weight * self.denoising(select(batch, keep), generator)
         return loss
 
     def one_step(self, batch: dict, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,10 +82,7 @@ class OneStep(torch.nn.Module):
         scale = 2 ** (len(vae.config.block_out_channels) - 1)
         side = target.shape[-1] // scale
         zeros = torch.zeros(count, vae.config.latent_channels, side, side, device=target.device)
-        last = torch.full((count,), net.scheduler.config.num_train_timesteps - 1, device=target.device)
-        nothing = torch.zeros(count, dtype=torch.bool, device=target.device)
-        # At zero SNR the prediction of the clean latents is -v.
-        latents = -net.predict(zeros, last, net.embed(batch["prompt"]), batch, nothing) / vae.config.scaling_factor
+        latents = net.one_step(batch, net.embed(batch["prompt"]), zeros) / vae.config.scaling_factor
         if self.options.crop:
             part = self.options.crop // scale
             top, left = torch.randint(0, side - part + 1, (2,), generator=generator).tolist()
@@ -116,12 +113,6 @@ def ssim(a: torch.Tensor, b: torch.Tensor, data_range: float = 2.0, size: int = 
     covariance = sample * (mean(a * b) - mean_a * mean_b)
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     return ((2 * mean_a * mean_b + c1) * (2 * covariance + c2)) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
-
-
-def _select(batch: dict, keep: torch.Tensor) -> dict:
-    """The samples of a batch where `keep` (B,) is true."""
-    chosen = keep.nonzero().flatten().tolist()
-    return {k: v[chosen] if isinstance(v, torch.Tensor) else [v[i] for i in chosen] for k, v in batch.items()}
 
 
 def main(argv: list[str] | None = None) -> None:
