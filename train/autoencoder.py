@@ -8,7 +8,8 @@ It learns on crops, since it is convolutional, and is judged on whole images (wh
 other statistics, hence the second stage): its encode-decode PSNR is the ceiling of every
 translation through it. What it saves has latents of zero mean per
 channel and unit variance overall (folded into the 1x1 convolutions around them), so
-scaling_factor is 1.
+scaling_factor is 1. With `train_encoder: false` the latents stay as they are, and the decoder alone
+learns to forgive `latent_noise` on them: a denoiser's latents are slightly off.
 """
 
 from __future__ import annotations
@@ -26,16 +27,19 @@ from mediffuse.dataset import central_rows, read_image, read_rows
 from mediffuse.intensity import MR_OUTPUT_LIMITS, decode
 from mediffuse.metrics import paper, to_grey
 from train import augment, models
-from train.common import Options, Run, enter, parse_options, to_tensor, weighted_windows, write_details
+from train.common import Options, Run, enter, parse_options, to_tensor, write_details
+from train.pixels import PixelLoss, PixelOptions
 
 
 @dataclass
-class AutoencoderOptions(Options):
+class AutoencoderOptions(PixelOptions, Options):
     autoencoder: dict = field(default_factory=dict)  # AutoencoderKL's config
     base_dir: Path | None = None  # an autoencoder to go on from, instead of a fresh one
     crop: int = 128  # side of the training crops in pixels
     window_weights: list = field(default_factory=lambda: [1.0, 1.0, 1.0])  # loss of the full, tissue and brain window
     kl_weight: float = 1e-6
+    train_encoder: bool = True
+    latent_noise: float = 0.0  # largest standard deviation of the noise on the latents, drawn from 0 up
     unpaired_share: float = 0.2  # share of samples from unpaired/
     judge_dir: Path | None = None  # print the ceiling of this autoencoder and train nothing
 
@@ -76,20 +80,31 @@ class ImageDataset(Dataset):
 
 
 class Objective(torch.nn.Module):
-    """L1 + L2 in pixels and a small KL term (Rombach et al., arXiv 2112.10752, without the critic)."""
+    """Pixel loss and a small KL term (Rombach et al., arXiv 2112.10752, without the critic)."""
 
     def __init__(self, vae, options: AutoencoderOptions) -> None:
         super().__init__()
-        self.vae, self.options = vae, options
-        self.register_buffer("weights", weighted_windows(options.window_weights), persistent=False)
+        self.vae, self.options, self.compare = vae, options, PixelLoss(options)
+        for part in (vae.encoder, vae.quant_conv):
+            part.requires_grad_(options.train_encoder)
 
     def forward(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        posterior = self.vae.encode(images).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(images.device)
-        made = self.vae.decode(posterior.mean + posterior.std * noise).sample.float()
-        difference = made - images
-        error = (self.weights * (difference.abs() + 2 * difference.square())).mean()
-        return error + self.options.kl_weight * posterior.kl().sum() / images.numel()
+        o = self.options
+        with torch.set_grad_enabled(o.train_encoder):
+            posterior = self.vae.encode(images).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator)
+        strength = o.latent_noise * torch.rand(len(images), 1, 1, 1, generator=generator)
+        latents = posterior.mean + (posterior.std * noise.to(images.device) if o.train_encoder else 0)
+        if o.latent_noise:
+            noise = torch.randn(posterior.mean.shape, generator=generator)
+            latents = latents + (strength * noise).to(images.device)
+        made = self.vae.decode(latents).sample.float()
+        error = self.compare(made, images).mean()
+        if o.lpips_weight:
+            error = error + self.compare.perceptual(made, images).mean()
+        if o.train_encoder:
+            error = error + o.kl_weight * posterior.kl().sum() / images.numel()
+        return error
 
 
 @torch.no_grad()
@@ -155,8 +170,9 @@ def main(argv: list[str] | None = None) -> None:
             for row in pairs[:: max(1, len(pairs) // 50)]
             for kind in ("input", "edited")
         ]
-        images = [torch.from_numpy(to_tensor(read_image(p))).to(run.accelerator.device) for p in some]
-        fold_moments(vae, *latent_moments(vae, images))
+        if options.train_encoder:
+            images = [torch.from_numpy(to_tensor(read_image(p))).to(run.accelerator.device) for p in some]
+            fold_moments(vae, *latent_moments(vae, images))
         vae.save_pretrained(output / "vae")
         write_details(output / "vae", run, options.base_dir)
 

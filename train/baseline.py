@@ -18,7 +18,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mediffuse import direct
 from mediffuse.evaluate.models import direct_predictor
-from train.common import Options, Run, enter, parse_options, training_pairs, validate, weighted_windows, write_details
+from train.common import Options, Run, enter, parse_options, training_pairs, validate, write_details
+from train.pixels import weighted_windows
 
 
 @dataclass

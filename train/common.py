@@ -477,12 +477,6 @@ def write_details(folder: Path, run: Run, base: str | Path | None = None, **deta
         writer.writerows([training["stage"], step, loss] for step, loss in losses.items())
 
 
-def weighted_windows(weights: list) -> torch.Tensor:
-    """Loss weights of the colour channels, i.e. of the HU windows, as (3, 1, 1) of mean 1."""
-    values = torch.tensor(weights, dtype=torch.float32)
-    return (values / values.mean())[:, None, None]
-
-
 def enter(main: Callable[[], None]) -> None:
     """Run a trainer's main; errors that are the user's to mend end it without a traceback."""
     try:

@@ -1,25 +1,28 @@
-"""Train the fast path: one step from zero latents, compared with the truth in pixels.
+"""Train the one-step paths, Fast and Sharp: one step from zero latents, compared with the truth in pixels.
 
     accelerate launch train/onestep.py --config train/configs/mini.yaml             # after train/ip2p.py
     accelerate launch train/onestep.py --config train/configs/mini_contours.yaml    # after train/controlnet.py
 
 Goes on from a pipeline of train/ip2p.py or train/controlnet.py. At t = T with zero terminal SNR the
 noise carries nothing, so a step from zero latents is a plain regression, which the loss compares in
-pixels through the frozen decoder (Garcia et al., arXiv 2409.11355). `keep_share` of the samples go on
-denoising at every timestep, so that the same weights still sample. Writes the pipeline that it was given.
+pixels through the decoder (Garcia et al., arXiv 2409.11355). `sharp_share` of the samples ask for the
+sharp variant in their prompt; their loss adds LPIPS and a patch critic that sees the input too (Isola et
+al., arXiv 1611.07004), so it is realistic where Fast is the mean of what is possible. `keep_share` of
+the samples go on denoising at every timestep, so that the same weights still sample. Writes the pipeline
+that it was given.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mediffuse import checkpoints
+from mediffuse.prompts import sharpened
 from train import models
 from train.common import (
     Run,
@@ -27,24 +30,23 @@ from train.common import (
     parse_options,
     training_pairs,
     validate_pipeline,
-    weighted_windows,
     write_details,
 )
 from train.controlnet import Contours
 from train.ip2p import Denoising, DenoisingOptions, Ip2p, select
+from train.pixels import Critic, PixelLoss, PixelOptions, limited, random_part
 
 
 @dataclass
-class OneStepOptions(DenoisingOptions):
+class OneStepOptions(PixelOptions, DenoisingOptions):
     base: str = ""  # the pipeline to go on from
     train_unet: bool = True  # of a ControlNet pipeline
-    l1_weight: float = 1.0
-    l2_weight: float = 2.0
-    ssim_weight: float = 0.0  # of 1 - SSIM
-    lpips_weight: float = 0.0
-    lpips: Path | None = None  # AlexNet's weights, as mediffuse.evaluate takes them
-    window_weights: list = field(default_factory=lambda: [1.5, 0.9, 0.6])  # loss of the full, tissue and brain window
+    train_decoder: bool = False
     crop: int = 0  # side in pixels of the random part that is decoded and compared; 0: all
+    sharp_share: float = 0.0  # share of samples that learn the sharp variant: LPIPS and a critic beside the rest
+    lpips_crop: int = 0  # side in pixels of the random part that LPIPS compares; 0: all
+    critic_share: float = 0.0  # gradient of the critic's verdict, of that of the other losses; 0: no critic
+    critic_ramp: int = 300  # steps until it has that share
     keep_share: float = 0.2  # share of samples that go on denoising
     keep_weight: float = 0.25  # of their loss, which is in latents
     zero_share: float = 0.0  # these three: of the samples that go on denoising
@@ -56,63 +58,62 @@ class OneStep(torch.nn.Module):
 
     def __init__(self, denoising: Denoising, options: OneStepOptions) -> None:
         super().__init__()
-        self.denoising, self.options = denoising, options
-        self.register_buffer("weights", weighted_windows(options.window_weights), persistent=False)
-        self.lpips = None
-        if options.lpips_weight:
-            from mediffuse.evaluate.perceptual import load_lpips
-
-            self.lpips = load_lpips(options.lpips).requires_grad_(False)
+        self.denoising, self.options, self.compare = denoising, options, PixelLoss(options)
+        self.critic = Critic() if options.critic_share else None
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+        for part in (denoising.vae.decoder, denoising.vae.post_quant_conv):
+            part.requires_grad_(options.train_decoder)
 
     def forward(self, batch: dict, generator: torch.Generator) -> torch.Tensor:
         o = self.options
-        keep = torch.rand(len(batch["prompt"]), generator=generator) < o.keep_share
+        draw = torch.rand(len(batch["prompt"]), generator=generator)
+        keep, sharp = draw < o.keep_share, draw > 1 - o.sharp_share
         loss = torch.zeros((), device=batch["target"].device)
         if not keep.all():
-            made, target = self.one_step(select(batch, ~keep), generator)
-            loss = loss + (~keep).float().mean() * self.compare(made, target)
+            loss = loss + (~keep).float().mean() * self.in_pixels(select(batch, ~keep), sharp[~keep], generator)
         if keep.any():
             loss = loss + keep.float().mean() * o.keep_weight * self.denoising(select(batch, keep), generator)
+        self.calls += self.training
         return loss
 
-    def one_step(self, batch: dict, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """(made, target) as model images (B, 3, S, S) in [-1, 1], or a random part of them."""
+    def in_pixels(self, batch: dict, sharp: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Mean loss of a batch in pixels; `sharp` (B,), bool: which ask for the sharp variant."""
+        o = self.options
+        prompts = [sharpened(p) if asked else p for p, asked in zip(batch["prompt"], sharp, strict=True)]
+        made, target, source = self.one_step({**batch, "prompt": prompts}, generator)
+        losses = self.compare(made, target)
+        if not sharp.any():
+            return losses.mean()
+        if o.lpips_weight:
+            side = o.lpips_crop or made.shape[-1]
+            top, left = random_part(made.shape[-1], side, generator)
+            part = [x[sharp][..., top : top + side, left : left + side] for x in (made, target)]
+            losses = losses.index_add(0, sharp.nonzero().flatten().to(losses.device), self.compare.perceptual(*part))
+        if not self.critic:
+            return losses.mean()
+        # In full precision: spectral norm's power iteration needs it, and it is a small part of a step.
+        with torch.autocast(made.device.type, enabled=False):
+            judged = [x[sharp].float() for x in (source, made, target)]
+            share = o.critic_share * min(1.0, float(self.calls) / max(1, o.critic_ramp))
+            total = limited(losses.mean(), -self.critic(judged[0], judged[1]).mean(), made, share, sharp)
+            return total + self.critic.loss(*judged)
+
+    def one_step(self, batch: dict, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        """(made, target, source) as pictures (B, 3, S, S) in [-1, 1], or one random part of each."""
         net, vae = self.denoising, self.denoising.vae
         target, count = batch["target"], len(batch["target"])
+        source = batch["hint"] * 2 - 1 if "hint" in batch else batch["input"]
         scale = 2 ** (len(vae.config.block_out_channels) - 1)
         side = target.shape[-1] // scale
         zeros = torch.zeros(count, vae.config.latent_channels, side, side, device=target.device)
         latents = net.one_step(batch, net.embed(batch["prompt"]), zeros) / vae.config.scaling_factor
         if self.options.crop:
             part = self.options.crop // scale
-            top, left = torch.randint(0, side - part + 1, (2,), generator=generator).tolist()
+            top, left = random_part(side, part, generator)
             latents = latents[..., top : top + part, left : left + part]
-            top, left, part = top * scale, left * scale, part * scale
-            target = target[..., top : top + part, left : left + part]
-        return vae.decode(latents).sample.float(), target.float()
-
-    def compare(self, made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        o, difference = self.options, made - target
-        loss = (self.weights * (o.l1_weight * difference.abs() + o.l2_weight * difference.square())).mean()
-        if o.ssim_weight:
-            loss = loss + o.ssim_weight * (self.weights * (1 - ssim(made, target))).mean()
-        if self.lpips:
-            loss = loss + o.lpips_weight * self.lpips(made.clamp(-1, 1), target).mean()
-        return loss
-
-
-def ssim(a: torch.Tensor, b: torch.Tensor, data_range: float = 2.0, size: int = 7) -> torch.Tensor:
-    """SSIM map (B, C, H - 6, W - 6) with a uniform window, as protocol "paper" (skimage) computes it."""
-
-    def mean(x: torch.Tensor) -> torch.Tensor:
-        return F.avg_pool2d(x, size, stride=1)
-
-    mean_a, mean_b = mean(a), mean(b)
-    sample = size**2 / (size**2 - 1)  # skimage's covariances are unbiased
-    var_a, var_b = sample * (mean(a * a) - mean_a**2), sample * (mean(b * b) - mean_b**2)
-    covariance = sample * (mean(a * b) - mean_a * mean_b)
-    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    return ((2 * mean_a * mean_b + c1) * (2 * covariance + c2)) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
+            window = (..., slice(top * scale, (top + part) * scale), slice(left * scale, (left + part) * scale))
+            target, source = target[window], source[window]
+        return vae.decode(latents).sample.float(), target.float(), source
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -121,8 +122,6 @@ def main(argv: list[str] | None = None) -> None:
     options = parse_options(OneStepOptions, "onestep", argv, __doc__)
     if not options.base:
         raise SystemExit("Give --base: the pipeline that train/ip2p.py or train/controlnet.py wrote.")
-    if options.lpips_weight and not options.lpips:
-        raise SystemExit("--lpips-weight needs --lpips: a file with AlexNet's weights.")
     torch.manual_seed(options.seed)
     pipeline = DiffusionPipeline.from_pretrained(options.base, safety_checker=None, dtype=torch.float32)
     checkpoint = checkpoints.describe(pipeline, options.base)
@@ -142,7 +141,8 @@ def main(argv: list[str] | None = None) -> None:
     def save(output: Path) -> None:
         folder = output / ("controlnet" if contours else "ip2p")
         models.save_half(pipeline, folder)
-        write_details(folder, run, options.base, **details)
+        speeds = ["fast", *(["sharp"] if options.sharp_share else []), "diffusion"]
+        write_details(folder, run, options.base, **details, speeds=speeds)
 
     run.fit(dataset, lambda: validate_pipeline(pipeline, options, details["directions"], thresholds), save)
 
