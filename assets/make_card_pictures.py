@@ -14,13 +14,13 @@ import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from mediffuse.checkpoints import BUNDLED
 from mediffuse.compare import compare, matching_slice
-from mediffuse.display import error_map, picture
-from mediffuse.intensity import MR_OUTPUT_LIMITS
-from mediffuse.prompts import modalities
+from mediffuse.directions import modalities
+from mediffuse.image.display import error_map, picture
+from mediffuse.image.intensity import MR_OUTPUT_LIMITS
 from mediffuse.scan import read_scan
 from mediffuse.translate import Settings, Translator
+from mediffuse.translate.checkpoints import BUNDLED
 
 EXAMPLES = Path(__file__).resolve().parent / "examples"
 SLICES = (2, 6, 10, 14, 18)

@@ -21,7 +21,8 @@ import numpy as np
 import SimpleITK as sitk
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from mediffuse.intensity import PNG_WINDOW_LIMITS, to_uint8, window
+from mediffuse.image.ct_picture import PNG_WINDOW_LIMITS
+from mediffuse.image.intensity import to_uint8, window
 from mediffuse.scan import read_scan
 
 EXAMPLES = Path(__file__).resolve().parent / "examples"

@@ -17,7 +17,8 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from mediffuse.evaluate.report import DIRECTION_TITLES, cards, cell, mae, markdown
+from mediffuse.directions import DIRECTION_TITLES
+from mediffuse.evaluate.report import cards, cell, mae, markdown
 from mediffuse.evaluate.summary import title_of
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -25,11 +25,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mediffuse.compare import compare_volumes
-from mediffuse.memory import peak_mib
-from mediffuse.prompts import modalities
+from mediffuse.directions import modalities
+from mediffuse.machine import peak_mib
 from mediffuse.scan import PLANES, Scan, read_scan
+from mediffuse.scan.head import head_mask
 from mediffuse.translate import Settings, Translator
-from mediffuse.volume import Passes, head_mask, translate_volume
+from mediffuse.translate.volumes import Passes, translate_volume
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = Settings("diffusion", steps=50, guidance=7.5, image_guidance=1.5)

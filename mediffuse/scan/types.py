@@ -1,26 +1,20 @@
-"""Read a scan (PNG, JPEG, NIfTI, NRRD, MHA, DICOM), take slices of it, write slices back in its own space."""
+"""A scan and a slice of it: geometry, and no file is touched."""
 
 from __future__ import annotations
 
 import math
-import re
-import zlib
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 
-import cv2
 import nibabel as nib
 import numpy as np
-from PIL import Image
 from skimage.measure import label
 
-from mediffuse.intensity import AIR_HU, Letterbox, guess_picture_modality, guess_png_window, mr_limits, png_ct_to_hu
+from mediffuse.image.intensity import AIR_HU, mr_limits
+from mediffuse.image.letterbox import Letterbox
 
 PLANES = ("axial", "coronal", "sagittal")
 MODALITIES = ("CT", "MR")
-PICTURES = (".png", ".jpg", ".jpeg")
-VOLUMES = (".nii", ".nii.gz", ".nrrd", ".mha")
 MAX_VOXELS = 512 * 512 * 1200
 MAX_PIXELS = 4096 * 4096
 """Bounds on a volume and on a picture, checked in the header before any voxels are read."""
@@ -33,7 +27,6 @@ MIN_SIDE = 16
 """Shortest side, in pixels, of a slice that is worth translating."""
 
 _AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
-_NAMES = {"CT": "a CT", "MR": "an MRI"}
 
 
 class ScanError(ValueError):
@@ -93,7 +86,7 @@ class Scan:
     name: str = "scan"
     shown: str | None = None
     warnings: tuple[str, ...] = field(default=())
-    tags: dict[str, str] = field(default_factory=dict)  # of a DICOM: `series.known_tags`
+    tags: dict[str, str] = field(default_factory=dict)  # of a DICOM: `dicom.known_tags`
 
     @cached_property
     def limits(self) -> tuple[float, float] | None:
@@ -126,7 +119,7 @@ class Scan:
             raise ScanError(f"There is no {plane} slice {index}: choose 0 to {self.count(plane) - 1}.")
         axis = _AXIS[plane]
         rest = [a for a in range(3) if a != axis]
-        pixels = np.ascontiguousarray(_show(np.take(self.voxels, index, axis)))
+        pixels = np.ascontiguousarray(as_shown(np.take(self.voxels, index, axis)))
         if min(pixels.shape) < 2:
             raise ScanError(f"{self.name} is a single slice, and not an {plane} one: choose another plane.")
         spacing = float(self.spacing[rest[1]]), float(self.spacing[rest[0]])
@@ -199,7 +192,7 @@ class Scan:
         The image has the file's own axes and affine (shifted to the slice), so it overlays it.
         """
         axis = _AXIS[one.plane]
-        slab = np.expand_dims(_unshow(pixels), axis).astype(np.float32)
+        slab = np.expand_dims(from_shown(pixels), axis).astype(np.float32)
         shift = np.eye(4)
         shift[axis, 3] = one.index
         return self._to_native(slab, self.affine @ shift)
@@ -220,106 +213,20 @@ class Scan:
         """The part of `voxels` (X, Y, Z) that `one` shows, turned as it is shown: a view, to be written to."""
         where = [np.s_[:]] * 3
         where[_AXIS[one.plane]] = one.index
-        return _show(voxels[tuple(where)])
+        return as_shown(voxels[tuple(where)])
 
 
-def _show(plane: np.ndarray) -> np.ndarray:
+def as_shown(plane: np.ndarray) -> np.ndarray:
     """(first, second) canonical axes to (rows, columns): up is the end of the second axis."""
     return plane[::-1, ::-1].T
 
 
-def _unshow(pixels: np.ndarray) -> np.ndarray:
+def from_shown(pixels: np.ndarray) -> np.ndarray:
     return pixels.T[::-1, ::-1]
 
 
 def _size(scan: Scan) -> str:
     return " x ".join(str(n) for n in scan.voxels.shape if scan.kind != "picture" or n > 1)
-
-
-def read_scan(
-    path: str | Path, modality: str, shown: str = "auto", *, series: str | None = None, allow_constant: bool = False
-) -> Scan:
-    """Read a PNG/JPEG, NIfTI (.nii, .nii.gz), NRRD, MHA, or DICOM: a file, a folder or a zip of a series.
-
-    modality: "CT" or "MR", what the user says it is; `Scan.warnings` says where it looks
-    otherwise. shown: for a picture of a CT, a key of `intensity.PNG_WINDOWS` or "auto".
-    series: the SeriesInstanceUID to read where there are several.
-    Raises ScanError, with a message for the user, for anything that cannot be used, and
-    SeveralSeriesError where `series` must be given.
-    """
-    path = Path(path)
-    if modality not in MODALITIES:
-        raise ValueError(f"modality is CT or MR, not {modality!r}")
-    if path.is_dir():
-        return _read_folder(path, path.name, modality, shown, series)
-    if not path.is_file():
-        raise ScanError(f"There is no file {path.name}.")
-    if path.stat().st_size == 0:
-        raise ScanError(f"{path.name} is empty (0 bytes). Was the upload or copy cut short?")
-    kind, said, tags = _kind(path), None, {}
-    if kind == "zip":
-        from mediffuse.series import unpacked
-
-        with unpacked(path) as folder:
-            return _read_folder(folder, path.name, modality, shown, series)
-    if kind == "picture":
-        scan, guess = _read_picture(path, modality, shown)
-        return _checked(scan, modality, None, (), allow_constant, guess)
-    if kind == "dicom":
-        from mediffuse.series import known_tags, read_file
-
-        voxels, affine, said = read_file(path)
-        tags = known_tags(path)
-    else:
-        voxels, affine = (_read_nifti if kind == "nifti" else _read_itk)(path)
-    scan = replace(_canonical(voxels, affine, modality, kind, path.name), tags=tags)
-    return _checked(scan, modality, said if said in MODALITIES else None, (), allow_constant)
-
-
-def _checked(
-    scan: Scan,
-    modality: str,
-    said: str | None,
-    warnings: tuple[str, ...],
-    allow_constant: bool = False,
-    guess: str | None = None,
-) -> Scan:
-    """`scan` with its warnings; `said` is the modality that the file names. Raises ScanError."""
-    if not np.isfinite(scan.voxels).all():
-        raise ScanError(f"{scan.name} has voxels that are not numbers (NaN or infinite). Export it again.")
-    if scan.voxels.min() == scan.voxels.max() and not allow_constant:
-        raise ScanError(f"{scan.name} is one constant value: there is nothing to see in it.")
-    if scan.kind != "picture" and not allow_constant:
-        guess = said or looks_like(scan.voxels)
-    if guess and guess != modality and not allow_constant:
-        sure = "The file says it is" if said else "This looks like"
-        text = f"{sure} {_NAMES[guess]}, and this needs {_NAMES[modality]}: the result will mean nothing if it is."
-        warnings = (text, *warnings)
-    elif not allow_constant:
-        from mediffuse.plausibility import oddities
-
-        warnings = (*warnings, *oddities(scan))
-    return replace(scan, warnings=warnings)
-
-
-def _kind(path: Path) -> str:
-    name = path.name.lower()
-    if name.endswith(PICTURES):
-        return "picture"
-    if name.endswith((".nii", ".nii.gz")):
-        return "nifti"
-    if name.endswith((".nrrd", ".mha")):
-        return "itk"
-    with path.open("rb") as file:
-        head = file.read(132)
-    if name.endswith((".dcm", ".ima")) or head[128:] == b"DICM":
-        return "dicom"
-    if head.startswith(b"PK"):
-        return "zip"
-    raise ScanError(
-        f"{path.name} is not a file type this can read. Use PNG, JPEG, NIfTI (.nii, .nii.gz), NRRD, MHA or DICOM "
-        "(.dcm, or a zip of a series)."
-    )
 
 
 def check_size(shape, name: str, most: int = MAX_VOXELS) -> None:
@@ -333,7 +240,7 @@ def check_size(shape, name: str, most: int = MAX_VOXELS) -> None:
         )
 
 
-def _canonical(voxels, affine, modality, kind, name, shown=None) -> Scan:
+def canonical(voxels, affine, modality, kind, name, shown=None) -> Scan:
     usable = np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-9
     ornt = nib.io_orientation(affine) if usable else None
     if ornt is None or np.isnan(ornt).any():
@@ -343,144 +250,3 @@ def _canonical(voxels, affine, modality, kind, name, shown=None) -> Scan:
     if sorted(turned.shape)[1] < MIN_SIDE:
         raise ScanError(f"{name} is only {' x '.join(map(str, voxels.shape))} voxels: too small to translate.")
     return Scan(turned, canonical, modality, kind, affine, voxels.shape, name, shown)
-
-
-def _read_picture(path: Path, modality: str, shown: str) -> tuple[Scan, str | None]:
-    """The scan, and the modality that the picture looks like."""
-    rows, columns = _picture_size(path)
-    check_size((rows, columns), path.name, MAX_PIXELS)
-    if min(rows, columns) < MIN_SIDE:
-        raise ScanError(f"{path.name} is only {columns} x {rows} pixels: too small to translate.")
-    image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise ScanError(f"{path.name} {_NO_PICTURE}")
-    depth = np.iinfo(image.dtype).max
-    grey = _to_grey(image, path.name).astype(np.float32) / depth
-    if depth > 255 and grey.max() > grey.min():
-        # 16-bit exports rarely use the whole range; the display range is what they do use.
-        grey = (grey - grey.min()) / (grey.max() - grey.min())
-    voxels = grey * 255
-    if modality == "CT" and grey.max() > grey.min():
-        shown = guess_png_window(grey) if shown == "auto" else shown
-        voxels = png_ct_to_hu(grey, shown)
-    volume = np.ascontiguousarray(_unshow(voxels)[:, :, None])
-    shown = shown if modality == "CT" else None
-    return _canonical(volume, np.eye(4), modality, "picture", path.name, shown), guess_picture_modality(grey)
-
-
-_NO_PICTURE = "cannot be read as a picture: it is damaged, cut short, or neither PNG nor JPEG inside. Export it again."
-
-
-def _picture_size(path: Path) -> tuple[int, int]:
-    """(rows, columns) by the header alone: the decoder would fill the memory that a forged one asks for."""
-    try:
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
-            return image.height, image.width
-    except Image.DecompressionBombError as error:
-        raise ScanError(f"{path.name} is too large a picture to read here.") from error
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ScanError(f"{path.name} {_NO_PICTURE}") from error
-
-
-def _to_grey(image: np.ndarray, name: str) -> np.ndarray:
-    if image.ndim == 2:
-        return image
-    if image.shape[2] == 2:
-        return image[..., 0]
-    colours = image[..., :3].astype(np.int32)
-    spread = (colours.max(-1) - colours.min(-1)) / np.iinfo(image.dtype).max
-    if (spread > 0.1).mean() > 0.02:
-        raise ScanError(
-            f"{name} is a colour picture. Scans are grey: export the slice itself, without overlays or colour maps."
-        )
-    return colours.mean(-1)
-
-
-_NIFTI_ERRORS = (
-    EOFError,
-    MemoryError,
-    OSError,
-    OverflowError,
-    ValueError,
-    zlib.error,
-    nib.filebasedimages.ImageFileError,
-    nib.spatialimages.HeaderDataError,
-)
-
-
-def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        image = nib.load(path)
-        shape = image.shape
-        while len(shape) > 3 and shape[-1] == 1:
-            shape = shape[:-1]
-        if len(shape) == 4:
-            raise ScanError(f"{path.name} is 4D ({shape[3]} volumes). Save one volume of it as 3D and use that.")
-        if len(shape) != 3:
-            raise ScanError(f"{path.name} is {len(shape)}D, and a 3D volume is needed. A single slice can come as PNG.")
-        check_size(shape, path.name)
-        if image.get_data_dtype().kind not in "iuf":
-            raise ScanError(f"{path.name} is a colour or complex volume. Save the scan's own values.")
-        voxels = np.asarray(image.dataobj, np.float32).reshape(shape)
-    except ScanError:
-        raise
-    except _NIFTI_ERRORS as error:
-        raise ScanError(f"{path.name} cannot be read as NIfTI: it is damaged or cut short. Copy it again.") from error
-    return voxels, np.asarray(image.affine, float)
-
-
-def _read_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels and affine of an NRRD or MetaImage file."""
-    import SimpleITK as sitk
-
-    from mediffuse.series import from_sitk
-
-    with path.open("rb") as file:
-        header = file.read(1 << 16)
-    # A header may name another file of this machine as its voxels.
-    local = re.search(rb"^ElementDataFile\s*=\s*LOCAL\s*$", header, re.MULTILINE | re.IGNORECASE)
-    detached = re.search(rb"^data ?file:", header.split(b"\n\n")[0].split(b"\r\n\r\n")[0], re.MULTILINE | re.IGNORECASE)
-    if detached or (path.suffix.lower() == ".mha" and not local):
-        raise ScanError(f"{path.name} is a header whose voxels are in another file. Save it as one file.")
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-        if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
-            raise ScanError(f"{path.name} is no 3D volume of single values. Save one volume of it and use that.")
-        check_size(reader.GetSize(), path.name)
-        return from_sitk(reader.Execute())
-    except ScanError:
-        raise
-    except RuntimeError as error:
-        raise ScanError(f"{path.name} cannot be read: it is damaged or cut short. Copy it again.") from error
-
-
-def _read_folder(folder: Path, name: str, modality: str, shown: str, series: str | None) -> Scan:
-    """The one volume in a folder: a DICOM series, or a file that `read_scan` reads."""
-    from mediffuse.series import find_series, known_tags, read_series
-
-    found = find_series(folder)
-    found = [s for s in found if s.usable] or found
-    if series:
-        found = [s for s in found if s.uid == series]
-        if not found:
-            raise ScanError(f"{name} has no series {series}.")
-    if len(found) > 1:
-        raise SeveralSeriesError(name, {s.uid: s.title for s in found})
-    if found:
-        voxels, affine, said, warnings = read_series(found[0], name)
-        scan = replace(_canonical(voxels, affine, modality, "dicom", name), tags=known_tags(found[0].files[0]))
-        return _checked(scan, modality, said if said in MODALITIES else None, tuple(warnings))
-    files = (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
-    others = [p for p in files if p.name.lower().endswith((*VOLUMES, *PICTURES))]
-    if len(others) != 1:
-        raise ScanError(f"{name} holds no DICOM series{f', but {len(others)} other scans' if others else ''}.")
-    return read_scan(others[0], modality, shown)
-
-
-def looks_like(voxels: np.ndarray) -> str | None:
-    """Guess whether a volume (X, Y, Z) is "CT" or "MR", or None. A CT in HU has air near -1000."""
-    if np.percentile(voxels[:: max(1, voxels.shape[0] // 64)], 1) < -300:
-        return "CT"
-    return "MR" if voxels.min() > -200 else None

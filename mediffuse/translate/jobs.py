@@ -1,41 +1,23 @@
-"""Translate whole volumes, as many as there are: what `python -m mediffuse.translate` runs."""
+"""Which volumes the command line means, and what their results are called."""
 
 from __future__ import annotations
 
-import argparse
 import glob
-import json
 import os
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mediffuse.checkpoints import CheckpointError, Checkpoints, locate
-from mediffuse.processes import shared_work
-from mediffuse.prompts import CONTRASTS, modalities
-from mediffuse.scan import MODALITIES, PLANES, VOLUMES, ScanError, read_scan
-from mediffuse.translate import SPEEDS, Settings, Translator
-from mediffuse.volume import Passes, translate_volume
-from mediffuse.write import SYNTHETIC_NOTE, write_dicom, write_nifti
+from mediffuse.directions import modalities
+from mediffuse.scan import MODALITIES
+from mediffuse.scan.dicom import group_series
+from mediffuse.scan.formats import VOLUMES
+from mediffuse.scan.write import SYNTHETIC_NOTE
 
 DIRECTIONS = {"mri": "ct2mr", "ct": "mr2ct"}
-FORMATS = ("nifti", "dicom")
-_ENDS = {"nifti": ".nii.gz", "dicom": "_dicom", "deviation": "_std.nii.gz"}
 _WORDS = {"mri": "an MRI", "ct": "a CT"}
-
-_DOC = """Translate head volumes: CT to MRI, or MRI to CT.
-
-    python -m mediffuse.translate scan.nii.gz --to mri --output out
-    python -m mediffuse.translate patients/ 'more/**/*.nrrd' --to ct --output out --format nifti --format dicom
-    accelerate launch -m mediffuse.translate ...                      # many GPUs or machines
-
-An input is a NIfTI, NRRD, MHA or zip file, a DICOM file, a folder (all scans in it and below, each DICOM
-series one), or a quoted pattern. What this made before from the same input with the same settings is not
-made again. An input that cannot be translated is reported and does not stop the rest; the exit code is
-then 1. Beside each result a .json says what it was made from, and how."""
 
 
 @dataclass(frozen=True)
@@ -45,61 +27,6 @@ class Job:
     path: Path
     name: Path
     series: str | None = None
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mediffuse.translate", description=_DOC, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("input", nargs="+", help="files, folders, or quoted patterns")
-    parser.add_argument("--to", choices=DIRECTIONS, required=True, help="what to make")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--format", choices=FORMATS, action="append", help="default nifti; may be given twice")
-    parser.add_argument("--contrast", choices=CONTRASTS, default="T1", help="of the MRI")
-    parser.add_argument("--checkpoint", help="as MEDIFFUSE_CHECKPOINTS; default: that, or the bundled ones")
-    parser.add_argument("--speed", choices=SPEEDS, default="fast")
-    parser.add_argument("--steps", type=int, default=20, help="of diffusion")
-    parser.add_argument("--guidance", type=float, default=1.0)
-    parser.add_argument("--image-guidance", type=float, default=1.0)
-    parser.add_argument("--samples", type=int, default=1, help="of diffusion; the mean is written")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plane", choices=PLANES, action="append", help="default axial; several are averaged")
-    parser.add_argument(
-        "--mirror",
-        action=argparse.BooleanOptionalAction,
-        help="mirrored slices as a pass of their own, for --uncertainty; default: in one step averaged at once; "
-        "--no-mirror: none, in half the time",
-    )
-    parser.add_argument("--uncertainty", action="store_true", help="also write the standard deviation (NIfTI)")
-    parser.add_argument("--batch-size", type=int, help="slices at once; default: 8 on a GPU, 1 on a processor")
-    parser.add_argument("--series", help="SeriesInstanceUID, for a zip or folder with several")
-    parser.add_argument("--overwrite", action="store_true", help="make again what is there already")
-    args = parser.parse_args(argv)
-    direction = DIRECTIONS[args.to]
-    if args.output.exists() and not args.output.is_dir():
-        parser.error(f"--output {args.output} is a file: give a folder.")
-    try:
-        settings = Settings(
-            args.speed,
-            args.steps,
-            args.guidance,
-            args.image_guidance,
-            args.seed,
-            args.samples,
-            args.contrast,
-            mirror=args.mirror is not False,
-        )
-        passes = Passes(tuple(dict.fromkeys(args.plane or ["axial"])), bool(args.mirror), args.batch_size)
-        locate(direction, args.checkpoint)
-        jobs, problems = find_jobs(args.input, args.output, args.to, args.series)
-        args.output.mkdir(parents=True, exist_ok=True)
-    except (ValueError, CheckpointError, OSError) as error:
-        parser.error(str(error))
-    several = len(passes.planes) > 1 or passes.mirror or (settings.speed == "diffusion" and settings.samples > 1)
-    if args.uncertainty and not several:
-        parser.error("--uncertainty needs several estimates: --mirror, several --plane, or diffusion with --samples.")
-    return run(jobs, problems, direction, settings, passes, args)
 
 
 def find_jobs(inputs: Sequence[str], output: Path, to: str, series: str | None = None) -> tuple[list[Job], list[str]]:
@@ -159,8 +86,6 @@ def _jobs_of(
 ) -> tuple[list[Job], list[str]]:
     """The jobs of (file, folder of its result), and what is wrong. DICOM files are put together to series;
     files that were not found in a folder were meant, and are jobs even if nothing is known of them."""
-    from mediffuse.series import group_series
-
     jobs, dicom = [], {}
     for file, below in files:
         name = file.name.lower()
@@ -242,127 +167,3 @@ def _stem(path: Path) -> str:
     name = path.name
     suffix = next((s for s in (".nii.gz", *VOLUMES, ".zip", ".dcm", ".ima") if name.lower().endswith(s)), "")
     return name[: len(name) - len(suffix)] if suffix else name
-
-
-def run(jobs: list[Job], problems: list[str], direction: str, settings: Settings, passes: Passes, args) -> int:
-    """Translate this process's share of the jobs; the main process prints the summary of all."""
-    import diffusers
-    import transformers
-    from accelerate.utils import gather_object
-    from tqdm import tqdm
-
-    # What loading says would hide what is said of the scans.
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    translator = Translator(Checkpoints(args.checkpoint))
-    started, report = time.perf_counter(), []
-    with shared_work() as state, state.split_between_processes(list(enumerate(jobs))) as share:
-        for _, job in tqdm(share, desc="volumes", disable=not state.is_main_process or not sys.stderr.isatty()):
-            try:
-                report.append((*translate_job(job, direction, settings, passes, translator, args), str(job.path)))
-            except (ScanError, CheckpointError) as error:
-                report.append(("failed", str(error), 0, str(job.path)))
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with one must not stop the rest
-                report.append(("failed", f"{type(error).__name__}: {error}", 0, str(job.path)))
-            outcome, said, _, path = report[-1]
-            if said or not sys.stderr.isatty():
-                tqdm.write(f"{path}: {outcome}{': ' if said else ''}{said}", file=sys.stderr)
-        report = gather_object(report)
-    if not state.is_main_process:
-        return 0
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    counts = Counter(outcome for outcome, *_ in report)
-    failed = counts["failed"] + len(problems)
-    slices, seconds = sum(n for _, _, n, _ in report), time.perf_counter() - started
-    speed = f", {slices} slices in {seconds:.1f} s" if slices else ""
-    print(f"{counts['made']} translated{speed}; {counts['skipped']} skipped; {failed} failed.")
-    return 1 if failed else 0
-
-
-def translate_job(job: Job, direction: str, settings: Settings, passes: Passes, translator: Translator, args):
-    """Translate and write one volume: (outcome, what there is to say of it, slices)."""
-    from tqdm import tqdm
-
-    source, target = modalities(direction)
-    base = args.output / job.name
-    name = f"{base.name}_synthetic_{args.to}"
-    places = {kind: base.with_name(name + end) for kind, end in _ENDS.items()}
-    kinds = [*(args.format or FORMATS[:1]), *(["deviation"] if args.uncertainty else [])]
-    record = base.with_name(f"{name}.json")
-    about = {
-        "source": str(job.path.resolve()),
-        "state": _state(job.path),
-        "series": job.series,
-        "direction": direction,
-        "checkpoint": args.checkpoint or os.environ.get("MEDIFFUSE_CHECKPOINTS") or "bundled",
-        "settings": asdict(settings),
-        "planes": passes.planes,
-        "mirrored": passes.mirror,
-        "note": SYNTHETIC_NOTE,
-    }
-    about = json.loads(json.dumps(about))  # tuples as they come back
-    before = _read_record(record)
-    kept = {}
-    there = {kind: path for kind, path in places.items() if path.exists()}
-    if there and not args.overwrite:
-        differs = [k for k in about if k not in ("source", "state") and before.get(k) != about[k]]
-        unchanged = before.get("state") == about["state"]
-        if before and before["source"] != about["source"] and not unchanged:
-            differs.append("source")
-        if differs:
-            raise ScanError(
-                f"{next(iter(there.values()))} was made by something else, or differently ({', '.join(differs)}). "
-                "Give another --output, or --overwrite."
-            )
-        if unchanged:
-            kept = {kind: size for kind, path in there.items() if (size := _size(path)) == before["made"].get(kind)}
-        if set(kinds) <= set(kept):
-            return "skipped", "", 0
-    scan = read_scan(job.path, source, series=job.series)
-    if scan.kind == "picture":
-        raise ScanError(f"{scan.name} is a picture, and this translates volumes.")
-    base.parent.mkdir(parents=True, exist_ok=True)
-    with tqdm(desc=base.name[:30], unit="slice", leave=False, disable=not sys.stderr.isatty()) as bar:
-
-        def moved(done: int, of: int) -> None:
-            bar.total = of
-            bar.update(done - bar.n)
-
-        made = translate_volume(translator, scan, direction, settings, passes, on_slices=moved)
-    # Without what is made now: an interrupted run is known by that.
-    _write_record(record, {**about, "made": kept})
-    if "nifti" in kinds:
-        write_nifti(scan, made.voxels, target, places["nifti"])
-    if "deviation" in kinds:
-        write_nifti(scan, made.deviation, "deviation", places["deviation"])
-    if "dicom" in kinds:
-        write_dicom(scan, made.voxels, target, places["dicom"])
-    _write_record(record, {**about, "made": {**kept, **{kind: _size(places[kind]) for kind in kinds}}})
-    return "made", " ".join(scan.warnings), made.slices
-
-
-def _state(path: Path) -> list[list]:
-    """Name, size and time of the file, or of each in the folder: what changes when an input does."""
-    files = [path]
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and "_synthetic_" not in str(p.relative_to(path)))
-    return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
-
-
-def _size(path: Path) -> int:
-    """Bytes of a file, or of the files in a folder."""
-    return sum(p.stat().st_size for p in (path.iterdir() if path.is_dir() else [path]))
-
-
-def _write_record(path: Path, record: dict) -> None:
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-def _read_record(path: Path) -> dict:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) and isinstance(found.get("made"), dict) else {}
