@@ -30,7 +30,7 @@ class Passes:
 
     planes: of "axial", "coronal", "sagittal". mirror: each slice mirrored left to right is a pass of its own.
     batch: slices that go through the model together; by default 8 on a GPU, and on a processor one, which is
-    faster there (benchmarks/volumes.md).
+    faster there (docs/benchmark.md).
     """
 
     planes: tuple[str, ...] = ("axial",)

@@ -1,6 +1,6 @@
 """Take a report into the repository: assets/results/, README.md and the model cards.
 
-    python assets/publish_results.py runs/report
+    python tools/publish.py runs/report
 
 The report must be one made with --no-pictures: those of the data may not be passed on.
 """
