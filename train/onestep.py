@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from mediffuse import checkpoints
-from mediffuse.prompts import sharpened
+from mediffuse.directions import sharpened
+from mediffuse.translate import checkpoints
 from train import models
 from train.common import (
     Run,

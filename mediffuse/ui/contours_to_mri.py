@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gradio as gr
 
-from mediffuse.contours import Thresholds
-from mediffuse.display import enlarge
+from mediffuse.image.contours import Thresholds
+from mediffuse.image.display import enlarge
 from mediffuse.translate import Translator
 from mediffuse.ui import session
 from mediffuse.ui.examples import CT_EXAMPLES

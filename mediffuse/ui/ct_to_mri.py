@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mediffuse.prompts import CONTRASTS
+from mediffuse.directions import CONTRASTS
 from mediffuse.translate import Translator
 from mediffuse.ui.examples import CT_EXAMPLES
 from mediffuse.ui.tab import Tab

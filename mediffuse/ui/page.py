@@ -8,9 +8,9 @@ from pathlib import Path
 import gradio as gr
 import spaces
 
-from mediffuse.checkpoints import CheckpointError, Checkpoints
-from mediffuse.prompts import DIRECTIONS
+from mediffuse.directions import DIRECTIONS
 from mediffuse.translate import Translator
+from mediffuse.translate.checkpoints import CheckpointError, Checkpoints
 from mediffuse.ui import contours_to_mri, ct_to_mri, mri_to_ct, results, volumes
 
 MAX_UPLOAD = "300mb"

@@ -16,15 +16,15 @@ import spaces
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from mediffuse.checkpoints import CheckpointError
 from mediffuse.compare import Comparison, compare, matching_slice
-from mediffuse.contours import Thresholds
-from mediffuse.display import picture
-from mediffuse.prompts import modalities
+from mediffuse.directions import modalities
+from mediffuse.image.contours import Thresholds
+from mediffuse.image.display import picture
 from mediffuse.scan import Scan, ScanError, Slice, read_scan
+from mediffuse.scan.write import mark_synthetic
 from mediffuse.translate import Settings, Translation, Translator
-from mediffuse.volume import Passes, VolumeTranslation, translate_volume
-from mediffuse.write import mark_synthetic
+from mediffuse.translate.checkpoints import CheckpointError
+from mediffuse.translate.volumes import Passes, VolumeTranslation, translate_volume
 
 SYNTHETIC_NOTE = "SYNTHETIC image made by Mediffuse. Research use only, not for diagnosis."
 

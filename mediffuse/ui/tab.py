@@ -12,12 +12,14 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 
-from mediffuse.contours import Thresholds
-from mediffuse.display import CT_VIEWS, ERROR_SCALE, UNCERTAINTY_SCALE, error_map, picture, uncertainty_map
-from mediffuse.intensity import MR_OUTPUT_LIMITS, PNG_WINDOWS
-from mediffuse.prompts import modalities
+from mediffuse.directions import modalities
+from mediffuse.image.contours import Thresholds
+from mediffuse.image.ct_picture import PNG_WINDOWS
+from mediffuse.image.display import CT_VIEWS, ERROR_SCALE, UNCERTAINTY_SCALE, error_map, picture, uncertainty_map
+from mediffuse.image.intensity import MR_OUTPUT_LIMITS
 from mediffuse.scan import Scan, ScanError, Slice
-from mediffuse.translate import MAX_SEED, Settings, Translation, Translator, restore
+from mediffuse.translate import MAX_SEED, Settings, Translation, Translator
+from mediffuse.translate.slices import to_slice
 from mediffuse.ui import session
 from mediffuse.ui.session import Result
 
@@ -458,7 +460,7 @@ class Tab:
         return picture(pixels, self._limits(self.target, view), one.spacing, synthetic=True)
 
     def _preview_picture(self, image: np.ndarray, one: Slice, view: str) -> np.ndarray:
-        return self._made(restore(image, self.target, one.letterbox(image.shape[0])), one, view)
+        return self._made(to_slice(image, self.target, one.letterbox(image.shape[0])), one, view)
 
     def _shows(self, result: Result, view: str) -> list:
         one, made = result.one, result.translation

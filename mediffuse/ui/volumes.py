@@ -15,17 +15,18 @@ import numpy as np
 import pandas as pd
 
 from mediffuse.compare import compare_volumes
-from mediffuse.display import ERROR_SCALE, UNCERTAINTY_SCALE
-from mediffuse.intensity import AIR_HU, MR_OUTPUT_LIMITS
-from mediffuse.prompts import CONTRASTS, modalities
+from mediffuse.directions import CONTRASTS, modalities
+from mediffuse.image.display import ERROR_SCALE, UNCERTAINTY_SCALE
+from mediffuse.image.intensity import AIR_HU, MR_OUTPUT_LIMITS
 from mediffuse.scan import PLANES, Scan, ScanError, SeveralSeriesError, read_scan
+from mediffuse.scan.resample import registered, resampled
+from mediffuse.scan.write import write_dicom, write_nifti
 from mediffuse.translate import MAX_SEED, Settings, Translator
+from mediffuse.translate.volumes import Passes, VolumeTranslation
 from mediffuse.ui import session, viewer
 from mediffuse.ui.examples import CT_EXAMPLES, MR_EXAMPLES
 from mediffuse.ui.tab import MAE_UNITS, PROTOCOLS, SCORE_HEADERS, WORDS, error_label, spread_label, status
 from mediffuse.ui.viewer import Layer
-from mediffuse.volume import Passes, VolumeTranslation, registered, resampled
-from mediffuse.write import write_dicom, write_nifti
 
 DIRECTIONS = [("CT → MRI", "ct2mr"), ("MRI → CT", "mr2ct")]
 
