@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mediffuse.image.contours import Thresholds
 from train import models
 from train.common import Run, enter, parse_options, training_pairs, validate_pipeline, write_details
-from train.ip2p import Denoising, DenoisingOptions
+from train.ip2p import Denoising, DenoisingOptions, starts
 
 
 @dataclass
@@ -71,7 +71,12 @@ def main(argv: list[str] | None = None) -> None:
     def save(output: Path) -> None:
         models.save_half(pipeline, output / "controlnet")
         write_details(
-            output / "controlnet", run, options.base, directions=["contour2mr"], contours=thresholds.as_dict()
+            output / "controlnet",
+            run,
+            options.base,
+            directions=["contour2mr"],
+            contours=thresholds.as_dict(),
+            **starts(options),
         )
 
     run.fit(dataset, lambda: validate_pipeline(pipeline, options, ["contour2mr"], thresholds), save)

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from mediffuse.translate import checkpoints
 from train import latents, models
 from train.common import Options, Run, enter, parse_options, schedule, training_pairs, validate_pipeline, write_details
 
@@ -127,6 +128,13 @@ class Denoising(torch.nn.Module):
         raise AssertionError("a subclass predicts")
 
 
+def starts(options: DenoisingOptions, base: str = "") -> dict:
+    """The part of mediffuse.json that says from how noisy a prediction a model, gone on from `base`, samples."""
+    known = checkpoints.details(base).get("mean_noise") if base else None
+    noise = sum(options.mean_noise) / 2 if options.mean_share else known
+    return {} if noise is None else {"mean_noise": noise}
+
+
 def select(batch: dict, keep: torch.Tensor) -> dict:
     """The samples of a batch where `keep` (B,) is true."""
     chosen = keep.nonzero().flatten().tolist()
@@ -163,7 +171,9 @@ def main(argv: list[str] | None = None) -> None:
 
     def save(output: Path) -> None:
         models.save_half(pipeline, output / "ip2p")
-        write_details(output / "ip2p", run, options.base or options.vae_dir, directions=options.directions)
+        write_details(
+            output / "ip2p", run, options.base or options.vae_dir, directions=options.directions, **starts(options)
+        )
 
     if options.cache:
         with run.accelerator.main_process_first():

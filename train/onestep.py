@@ -33,7 +33,7 @@ from train.common import (
     write_details,
 )
 from train.controlnet import Contours
-from train.ip2p import Denoising, DenoisingOptions, Ip2p, select
+from train.ip2p import Denoising, DenoisingOptions, Ip2p, select, starts
 from train.pixels import Critic, PixelLoss, PixelOptions, limited, random_part
 
 
@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
         folder = output / ("controlnet" if contours else "ip2p")
         models.save_half(pipeline, folder)
         speeds = ["fast", *(["sharp"] if options.sharp_share else []), "diffusion"]
-        write_details(folder, run, options.base, **details, speeds=speeds)
+        write_details(folder, run, options.base, **details, speeds=speeds, **starts(options, options.base))
 
     run.fit(dataset, lambda: validate_pipeline(pipeline, options, details["directions"], thresholds), save)
 

@@ -39,7 +39,9 @@ class Checkpoint:
     """A loaded diffusers pipeline and the facts about it that translation needs.
 
     size: side of its model images in pixels. one_step: whether it was trained so that one
-    trailing step from zero latents is a prediction (v-prediction, zero terminal SNR).
+    trailing step from zero latents is a prediction (v-prediction, zero terminal SNR). sharp: whether
+    it knows the sharp variant of that step. mean_noise: standard deviation of the noise on that
+    prediction from which it was trained to sample; None if it was trained from pure noise alone.
     """
 
     source: str
@@ -47,6 +49,8 @@ class Checkpoint:
     size: int
     one_step: bool
     thresholds: Thresholds
+    sharp: bool = False
+    mean_noise: float | None = None
 
 
 def locate(direction: str, given: str | None = None) -> str:
@@ -145,7 +149,9 @@ def describe(pipeline: DiffusionPipeline, source: str = "memory") -> Checkpoint:
         and scheduler.get("timestep_spacing") == "trailing"
     )
     size = int(pipeline.unet.config.sample_size) * int(pipeline.vae_scale_factor)
-    return Checkpoint(source, pipeline, size, one_step, _thresholds(source))
+    facts = details(source)
+    sharp = "sharp" in facts.get("speeds", ())
+    return Checkpoint(source, pipeline, size, one_step, _thresholds(source), sharp, facts.get("mean_noise"))
 
 
 def _thresholds(source: str) -> Thresholds:

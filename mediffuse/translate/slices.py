@@ -13,11 +13,13 @@ from mediffuse.directions import modalities, prompt_for
 from mediffuse.image.contours import Thresholds, contour_hint
 from mediffuse.image.intensity import AIR_HU, MR_OUTPUT_LIMITS, clear_air, decode, decode_ct, encode
 from mediffuse.image.letterbox import Letterbox
+from mediffuse.machine import half_precision
 from mediffuse.scan import Slice
 from mediffuse.translate.checkpoints import Checkpoint, CheckpointError, Checkpoints
 
 DEFAULT_SIZE = 256
-SPEEDS = ("fast", "diffusion")
+SPEEDS = ("fast", "sharp", "diffusion")
+STARTS = ("mean", "noise")
 MAX_SEED = 2**31 - 1
 
 OnStep = Callable[[int, int, Callable[[], np.ndarray]], None]
@@ -29,10 +31,12 @@ model image (S, S, 3)). What it raises ends the run."""
 class Settings:
     """How to translate.
 
-    speed: "fast", one deterministic step, or "diffusion", `steps` steps from noise of `seed`.
+    speed: "fast", one deterministic step to the mean of what is possible; "sharp", one to a realistic
+    picture, whose finer detail may be invented; "diffusion", `steps` steps to one of `seed`.
     guidance, image_guidance: classifier-free guidance scales; 1 is off. samples: drawn with seeds
     seed, seed + 1, ... contrast: "T1" or "T2", of the MRI. control: strength of the contours.
-    mirror: "fast" is the mean of a slice's and its mirror image's translation.
+    mirror: "fast" is the mean of a slice's and its mirror image's translation. start: diffusion starts
+    from the fast translation with a little noise ("mean"), or from pure noise ("noise", as published).
     Raises ValueError for values out of range.
     """
 
@@ -45,10 +49,12 @@ class Settings:
     contrast: str = "T1"
     control: float = 1.0
     mirror: bool = True
+    start: str = "mean"
 
     def __post_init__(self) -> None:
-        if self.speed not in SPEEDS:
-            raise ValueError(f"Speed is {' or '.join(SPEEDS)}, not {self.speed!r}.")
+        for name, choices in (("speed", SPEEDS), ("start", STARTS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name.capitalize()} is {' or '.join(choices)}, not {getattr(self, name)!r}.")
         for name, low, high in (
             ("steps", 1, 1000),
             ("samples", 1, 64),
@@ -150,44 +156,119 @@ def generate(
     Returns model images (B * samples, S, S, 3), the samples of an image together. One seed gives
     every image the same noise, so that slices of one volume agree.
     """
-    import torch
-
-    fast = settings.speed == "fast"
-    if fast and settings.mirror:
+    if settings.speed == "fast" and settings.mirror:
         plain = replace(settings, mirror=False)
         made = with_mirror(lambda both: generate(checkpoint, direction, both, plain, thresholds, on_step), images)
         return clear_air(made) if direction == "mr2ct" else made
-    pipeline, count = checkpoint.pipeline, settings.samples
-    if fast and not checkpoint.one_step:
+    _check(checkpoint, settings.speed)
+    if direction == "contour2mr":
+        hints = [contour_hint(decode_ct(image), thresholds or checkpoint.thresholds) for image in images]
+        images = np.stack(hints).astype(np.float32) / 255
+    if settings.speed == "diffusion":
+        made = _sample(checkpoint, direction, images, settings, on_step)
+    else:
+        made = _one_step(checkpoint, direction, images, settings, on_step)
+    return clear_air(made) if direction == "mr2ct" else made
+
+
+def _check(checkpoint: Checkpoint, speed: str) -> None:
+    """Raise CheckpointError if a checkpoint was not trained for a speed."""
+    if speed != "diffusion" and not checkpoint.one_step:
         raise CheckpointError(
             f"The checkpoint {checkpoint.source} was not trained for one step (v-prediction with zero "
             "terminal SNR). Choose the speed Diffusion."
         )
-    if fast:
-        count = 1
-    steps = 1 if fast else settings.steps
-    latents = _noise(checkpoint, settings, count, zero=fast).repeat(len(images), 1, 1, 1)
-    if direction == "contour2mr":
-        hints = [contour_hint(decode_ct(image), thresholds or checkpoint.thresholds) for image in images]
-        images = np.stack(hints).astype(np.float32) / 255
-    batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).repeat_interleave(count, 0)
+    if speed == "sharp" and not checkpoint.sharp:
+        raise CheckpointError(
+            f"The checkpoint {checkpoint.source} has no sharp variant: train/onestep.py makes one with "
+            "--sharp-share. Choose the speed Fast or Diffusion."
+        )
+
+
+def _one_step(checkpoint: Checkpoint, direction, images, settings: Settings, on_step=None, output_type="np"):
+    """One step from zero latents, which is trained without guidance."""
+    import torch
+
+    latents = torch.zeros(len(images), *_latent_shape(checkpoint))
+    plain = replace(settings, guidance=1.0, image_guidance=1.0)
+    return _run(checkpoint, direction, images, plain, latents, 1, on_step, output_type)
+
+
+def _sample(checkpoint: Checkpoint, direction, images, settings: Settings, on_step=None) -> np.ndarray:
+    """`settings.samples` samples of each image, together."""
+    import torch
+
+    count = settings.samples
+    noise = _noise(checkpoint, settings).repeat(len(images), 1, 1, 1)
+    scheduler = checkpoint.pipeline.scheduler
+    steps, latents = settings.steps, noise
+    if settings.start == "mean" and checkpoint.one_step:
+        scaled = _one_step(checkpoint, direction, images, replace(settings, speed="fast"), output_type="latent")
+        mean = torch.as_tensor(scaled).float().cpu().repeat_interleave(count, 0)
+        if checkpoint.mean_noise is not None:
+            latents = mean + checkpoint.mean_noise * noise
+        else:
+            steps = min(steps, FEW_STEPS)
+            scheduler, latents = _late_start(scheduler, mean, noise)
+    return _run(
+        checkpoint, direction, np.repeat(images, count, axis=0), settings, latents, steps, on_step, scheduler=scheduler
+    )
+
+
+LATE_START, FEW_STEPS = 200, 4
+"""Timestep of 1000 at which a denoiser of pure noise starts from the fast translation, and the most steps it takes."""
+
+
+def _late_start(scheduler, mean, noise):
+    """(scheduler, latents) of a diffusion that starts at timestep `LATE_START` from noised `mean` (B, C, h, w).
+
+    The rest of the schedule is as trained (Meng et al., SDEdit, arXiv 2108.01073).
+    """
+    betas = scheduler.betas[: LATE_START + 1]
+    late = type(scheduler).from_config(
+        scheduler.config, trained_betas=betas.tolist(), num_train_timesteps=len(betas), rescale_betas_zero_snr=False
+    )
+    kept = late.alphas_cumprod[-1]
+    return late, kept.sqrt() * mean + (1 - kept).sqrt() * noise
+
+
+def _run(
+    checkpoint: Checkpoint,
+    direction: str,
+    images: np.ndarray,
+    settings: Settings,
+    latents,
+    steps: int,
+    on_step: OnStep | None = None,
+    output_type: str = "np",
+    scheduler=None,
+):
+    """Call the pipeline on images or hints (B, S, S, 3) in [0, 1] from `latents` (B, C, h, w)."""
+    import torch
+
+    pipeline = checkpoint.pipeline
     device, dtype = pipeline.unet.device, pipeline.unet.dtype
-    common = {
-        "prompt": [prompt_for(direction, settings.contrast)] * len(batch),
-        "image": batch.to(device, dtype),
+    arguments = {
+        "prompt": [prompt_for(direction, settings.contrast, settings.speed == "sharp")] * len(images),
+        "image": torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(device, dtype),
         "latents": latents.to(device, dtype),
         "num_inference_steps": steps,
-        # One step from zero latents is trained without guidance.
-        "guidance_scale": 1.0 if fast else settings.guidance,
-        "output_type": "np",
+        "guidance_scale": settings.guidance,
+        "output_type": output_type,
         "callback_on_step_end": _callback(on_step, steps) if on_step else None,
     }
     if direction == "contour2mr":
-        made = pipeline(controlnet_conditioning_scale=float(settings.control), **common)
+        arguments["controlnet_conditioning_scale"] = float(settings.control)
     else:
-        made = pipeline(image_guidance_scale=1.0 if fast else settings.image_guidance, **common)
-    images = np.asarray(made.images, np.float32)
-    return clear_air(images) if direction == "mr2ct" else images
+        arguments["image_guidance_scale"] = settings.image_guidance
+    trained = pipeline.scheduler
+    pipeline.scheduler = scheduler or trained
+    try:
+        with half_precision(device):
+            made = pipeline(**arguments).images
+    finally:
+        pipeline.scheduler = trained
+    return made if output_type == "latent" else np.asarray(made, np.float32)
 
 
 def with_mirror(run: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:
@@ -196,15 +277,17 @@ def with_mirror(run: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> 
     return (straight + mirrored[:, :, ::-1]) / 2
 
 
-def _noise(checkpoint: Checkpoint, settings: Settings, count: int, zero: bool):
-    """Latents to start from (count, C, h, w): zeros, or noise that depends on the seed alone."""
+def _latent_shape(checkpoint: Checkpoint) -> tuple[int, int, int]:
+    side = checkpoint.pipeline.unet.config.sample_size
+    return checkpoint.pipeline.vae.config.latent_channels, side, side
+
+
+def _noise(checkpoint: Checkpoint, settings: Settings):
+    """Noise (samples, C, h, w) that depends on the seed alone."""
     import torch
 
-    side = checkpoint.pipeline.unet.config.sample_size
-    shape = (1, checkpoint.pipeline.vae.config.latent_channels, side, side)
-    if zero:
-        return torch.zeros(shape)
-    seeds = [(settings.seed + i) % (MAX_SEED + 1) for i in range(count)]
+    seeds = [(settings.seed + i) % (MAX_SEED + 1) for i in range(settings.samples)]
+    shape = (1, *_latent_shape(checkpoint))
     return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
 
 
@@ -214,8 +297,8 @@ def _callback(on_step: OnStep, steps: int):
     def call(pipeline, step: int, timestep, values: dict) -> dict:
         def preview() -> np.ndarray:
             latents = values["latents"][:1] / pipeline.vae.config.scaling_factor
-            with torch.no_grad():
-                image = pipeline.vae.decode(latents).sample
+            with torch.no_grad(), half_precision(latents.device):
+                image = pipeline.vae.decode(latents).sample.float()
             return pipeline.image_processor.postprocess(image, output_type="np")[0]
 
         on_step(step + 1, steps, preview)
