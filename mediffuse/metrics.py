@@ -1,4 +1,7 @@
-"""Image quality by two named protocols (see each function). PSNR in dB, SSIM in [-1, 1]."""
+"""Image quality by two named protocols (see each function). PSNR in dB, SSIM in [-1, 1].
+
+Beside them, since PSNR rewards blur: LPIPS and sharpness; and for a CT what each tissue says.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ from mediffuse.image.intensity import to_uint8, window
 PAPER_CT_RANGE = (-1000.0, 1000.0)
 SYNTHRAD_CT_RANGE = (-1024.0, 3000.0)
 SYNTHRAD_MR_PERCENTILES = (0.5, 99.5)
+BONE_HU, AIR_SPACE_HU = 300.0, -300.0
+"""Bone is over the first; the sinuses and what surrounds the head are under the second."""
 _SSIM_WINDOW = 7
+_LPIPS_PIXELS = 32
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,55 @@ def _check(truth, made, mask=None) -> None:
         raise ValueError(f"SSIM needs a 2D image of at least 7x7 pixels, not {truth.shape}.")
     if mask is not None and not mask.any():
         raise ValueError("The body mask is empty.")
+
+
+def lpips(truth: np.ndarray, made: np.ndarray) -> float:
+    """LPIPS (Zhang et al., arXiv 1801.03924; AlexNet) of 8-bit images (H, W), whole frame; 0 for equal ones.
+
+    Images under 32 pixels are too small for the network: ValueError.
+    """
+    import torch
+
+    from mediffuse.lpips import bundled
+
+    _check(truth, made)
+    if min(truth.shape) < _LPIPS_PIXELS:
+        raise ValueError(f"LPIPS needs an image of at least {_LPIPS_PIXELS}x{_LPIPS_PIXELS} pixels, not {truth.shape}.")
+    images = torch.from_numpy(np.stack([truth, made]).astype(np.float32) / 127.5 - 1)[:, None].expand(-1, 3, -1, -1)
+    with torch.inference_mode():
+        return float(bundled()(images[:1], images[1:])[0])
+
+
+def sharpness(truth: np.ndarray, made: np.ndarray) -> float:
+    """Mean gradient magnitude of 8-bit `made` (H, W) over that of `truth`: under 1 is blurred."""
+
+    def gradient(image: np.ndarray) -> float:
+        return float(np.hypot(*np.gradient(image.astype(np.float64))).mean())
+
+    _check(truth, made)
+    own = gradient(truth)
+    return gradient(made) / own if own else float("nan")
+
+
+def tissues(truth: np.ndarray, made: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+    """How a made CT agrees with the truth, tissue by tissue: HU (H, W), inside the body `mask`.
+
+    dice_bone: Dice overlap of what is over `BONE_HU` in each. mae_bone, mae_soft, mae_air: mean absolute
+    error in HU where the truth is bone, between, and under `AIR_SPACE_HU`. NaN where there is none.
+    """
+    _check(truth, made, mask)
+    mask = mask.astype(bool)
+    bone, made_bone = (mask & (x > BONE_HU) for x in (truth, made))
+    air = mask & (truth < AIR_SPACE_HU)
+    error = np.abs(np.asarray(truth, np.float64) - made)
+    together = bone.sum() + made_bone.sum()
+    return {
+        "dice_bone": float(2 * (bone & made_bone).sum() / together) if together else float("nan"),
+        **{
+            f"mae_{name}": float(error[part].mean()) if part.any() else float("nan")
+            for name, part in (("bone", bone), ("soft", mask & ~bone & ~air), ("air", air))
+        },
+    }
 
 
 def body_mask(hu: np.ndarray) -> np.ndarray:

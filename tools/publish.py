@@ -38,8 +38,8 @@ def quote(text: str, table: str) -> str:
 def readme_table(rows: list[dict]) -> str:
     """A line per model on the val split: protocol "paper", with the MAE of "synthrad"."""
     lines = [
-        "| Direction | Model | PSNR (dB) | SSIM | MAE in the body | s/image |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| Direction | Model | PSNR (dB) | SSIM | MAE in the body | LPIPS | Sharpness | s/image |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for r in rows:
         if r["split"] != "val" or r["protocol"] != "paper":
@@ -53,7 +53,8 @@ def readme_table(rows: list[dict]) -> str:
             cell(r, "psnr", 2),
             cell(r, "ssim", 3),
         )
-        lines.append(f"| {' | '.join((*cells, mae(inside) if inside else '', seconds))} |")
+        realism = (f"{r['lpips']:.3f}", f"{r['sharpness']:.2f}") if "lpips" in r else ("", "")
+        lines.append(f"| {' | '.join((*cells, mae(inside) if inside else '', *realism, seconds))} |")
     return "\n".join(lines) + "\n"
 
 

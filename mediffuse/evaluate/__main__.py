@@ -1,8 +1,8 @@
 """Measure checkpoints on paired data: tables, figures and a report.
 
     python -m mediffuse.evaluate --data data/mini --split val --output runs/results
-    python -m mediffuse.evaluate --data data/mini --split val --speed fast --speed diffusion --samples 8 --sweep 6 \\
-        --checkpoint assets/checkpoints --checkpoint runs/mini/baseline/direct --wild other/pairs --output runs/report
+    python -m mediffuse.evaluate --data data/mini --split val --speed fast --speed sharp --speed diffusion \\
+        --samples 8 --sweep 6 --checkpoint assets/checkpoints --checkpoint runs/mini/baseline/direct --wild other/pairs --output runs/report
     accelerate launch -m mediffuse.evaluate ...     # on several GPUs
 
 Without --checkpoint, the bundled ones. --data is what train/prepare.py wrote, or a folder of any layout
@@ -80,7 +80,6 @@ def parser() -> argparse.ArgumentParser:
     add("--sweep", type=_at_least(0), default=0, metavar="N", help="also other steps and guidance scales, on N images")
     add("--sweep-steps", type=_at_least(1), nargs="+", default=[2, 5, 10, 20, 50])
     add("--sweep-guidance", type=float, nargs="+", default=[1.0, 1.5, 3.0, 7.5])
-    add("--lpips", type=Path, metavar="FILE", help="torchvision's AlexNet weights (.pth): LPIPS too")
     add("--fid", type=Path, metavar="FILE", help="torch-fidelity's InceptionV3 weights (.pth): FID too")
     add("--no-pictures", action="store_true", help="leave pictures of --data out of the report: it may be published")
     add("--output", required=True, type=Path)

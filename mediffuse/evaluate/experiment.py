@@ -16,7 +16,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from mediffuse.dataset import DatasetError, read_rows, rows_for
-from mediffuse.evaluate import perceptual, summary
+from mediffuse.evaluate import fid, summary
 from mediffuse.evaluate.candidates import Model, Sources, baselines, unique_names
 from mediffuse.evaluate.measure import Pairs, Store, check_pairs, measure, registration_of
 from mediffuse.prepare import LEFT_OUT, SPLITS, LayoutError, Plan, prepare
@@ -121,8 +121,6 @@ def run(args: argparse.Namespace, state) -> Results | None:
     }
     images = pd.DataFrame([r for m in measured for r in _image_rows(*m, store, shifts)])
     facts = {(p.dataset, p.split, m.direction, m.name, m.speed): (m, keys) for p, m, keys in measured}
-    if args.lpips:
-        images = perceptual.add_lpips(images, truths, args.output, args.lpips)
     rows = []
     for row in summary.summarise(images):
         model, keys = facts[tuple(row[k] for k in summary.GROUP[:-1])]
@@ -134,7 +132,7 @@ def run(args: argparse.Namespace, state) -> Results | None:
         row |= {k: getattr(model.settings, k) if sampled else None for k in ("steps", "guidance", "samples", "seed")}
         rows.append(row)
     if args.fid:
-        perceptual.add_fid(rows, images, truths, args.output, args.fid)
+        fid.add_fid(rows, images, truths, args.output, args.fid)
     flagged = {}
     for key, pairs, row in checked:
         found = shifts[key, row["input_image_file_name"]]
@@ -174,8 +172,8 @@ def _check(args: argparse.Namespace) -> None:
     for folder in (p.resolve() for p in (args.data, *args.wild) if p):
         if output == folder or folder in output.parents or output in folder.parents:
             raise DatasetError(f"--output {args.output} and {folder} must not lie in each other.")
-    if args.fid or args.lpips:
-        perceptual.check(args.lpips, args.fid)
+    if args.fid:
+        fid.check(args.fid)
     args.output.mkdir(parents=True, exist_ok=True)
 
 
@@ -276,7 +274,7 @@ def _image_rows(pairs: Pairs, model: Model, keys: list[str], store: Store, shift
             "flagged": shift["flagged"],
             "picture": record["picture"],
         }
-        made += [{**facts, **scores} for scores in record["scores"]]
+        made += [{**facts, **record["details"], **scores} for scores in record["scores"]]
     return made
 
 

@@ -20,7 +20,7 @@ from mediffuse.directions import modalities
 from mediffuse.evaluate.calibration import calibration
 from mediffuse.evaluate.candidates import Model
 from mediffuse.evaluate.registration import misregistration
-from mediffuse.evaluate.score import body_of, checked_score, grey
+from mediffuse.evaluate.score import body_of, checked_score, details, grey
 from mediffuse.image.intensity import decode
 
 
@@ -94,7 +94,7 @@ def key_of(*parts: str) -> str:
     return hashlib.sha256("\n".join((*parts, _program())).encode()).hexdigest()
 
 
-_PRESENTATION = {"__main__", "experiment", "figures", "perceptual", "report", "summary"}
+_PRESENTATION = {"__main__", "experiment", "figures", "fid", "report", "summary"}
 """Modules that only choose what is measured, or show it."""
 
 
@@ -140,17 +140,19 @@ def _measure_one(model: Model, predict, folder: Path, row: dict, key: str, store
     started = time.perf_counter()
     made = predict(source, row)
     seconds = time.perf_counter() - started
-    scores = checked_score(folder, row, made.mean(axis=0), source, target, mask)
+    mean = made.mean(axis=0)
+    scores = checked_score(folder, row, mean, source, target, mask)
+    body = body_of(source, target, mask, model.direction)
     record = {
         "seconds": seconds,
         "peak_memory_mib": machine.peak_mib(),
         "scores": [s.as_dict() for s in scores],
-        "picture": store.picture(key, grey(made.mean(axis=0), modalities(model.direction)[1])),
+        "details": details(mean, target, body, model.direction),
+        "picture": store.picture(key, grey(mean, modalities(model.direction)[1])),
     }
     if len(made) > 1:
         output = modalities(model.direction)[1]
         units = np.stack([decode(image, output) for image in made])
-        body = body_of(source, target, mask, model.direction)
         if body.any():
             record["calibration"] = calibration(units, decode(target, output), body)
     return record

@@ -63,7 +63,19 @@ def write(results: Results, output: Path) -> None:
 
 def markdown(rows: list[dict]) -> str:
     """The rows as a Markdown table; mean ± standard deviation over patients, [95 % interval]."""
-    header = ("Direction", "Model", "Split", "Protocol", "PSNR (dB)", "SSIM", "MAE", "s/image", "Patients")
+    header = (
+        "Direction",
+        "Model",
+        "Split",
+        "Protocol",
+        "PSNR (dB)",
+        "SSIM",
+        "MAE",
+        "LPIPS",
+        "Sharpness",
+        "s/image",
+        "Patients",
+    )
     lines = [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
     for r in rows:
         split = r["dataset"] if r["split"] == "wild" else r["split"]
@@ -75,6 +87,8 @@ def markdown(rows: list[dict]) -> str:
             cell(r, "psnr", 2),
             cell(r, "ssim", 3),
             mae(r),
+            cell(r, "lpips", 3),
+            cell(r, "sharpness", 2),
             f"{r['seconds_per_image']:.2f}" if r["speed"] != "none" else "",
             f"{r['n_patients']}" + (f" ({r['n_flagged']} flagged)" if r["n_flagged"] else ""),
         )

@@ -12,7 +12,7 @@ from mediffuse.dataset import DatasetError, read_pair
 from mediffuse.directions import modalities
 from mediffuse.evaluate.predict import Predict
 from mediffuse.image.intensity import MR_OUTPUT_LIMITS, decode
-from mediffuse.metrics import Scores, body_mask, both, to_grey
+from mediffuse.metrics import Scores, body_mask, both, lpips, sharpness, tissues, to_grey
 
 
 def body_of(source: np.ndarray, target: np.ndarray, mask: np.ndarray | None, direction: str) -> np.ndarray:
@@ -26,6 +26,16 @@ def score(made: np.ndarray, target: np.ndarray, body: np.ndarray, direction: str
     """Scores of a predicted model image (S, S, 3) by each protocol, in the `body` mask where that has one."""
     output = modalities(direction)[1]
     return both(decode(target, output), decode(made, output), body, output, MR_OUTPUT_LIMITS)
+
+
+def details(made: np.ndarray, target: np.ndarray, body: np.ndarray, direction: str) -> dict[str, float]:
+    """What PSNR cannot tell of a predicted model image (S, S, 3): LPIPS, sharpness, and of a CT its tissues."""
+    output = modalities(direction)[1]
+    pictures = grey(target, output), grey(made, output)
+    found = {"lpips": lpips(*pictures), "sharpness": sharpness(*pictures)}
+    if output == "CT" and body.any():
+        found |= tissues(decode(target, output), decode(made, output), body)
+    return found
 
 
 def grey(image: np.ndarray, modality: str) -> np.ndarray:
@@ -42,7 +52,9 @@ def score_rows(folder: Path, rows: Iterable[dict], predict: Predict) -> list[dic
         made = predict(source, row).mean(axis=0)
         seconds = time.perf_counter() - started
         facts = {"patient": row["patient"], "image": row["input_image_file_name"], "seconds": seconds}
-        results += [{**facts, **s.as_dict()} for s in checked_score(folder, row, made, source, target, mask)]
+        scores = checked_score(folder, row, made, source, target, mask)
+        facts |= details(made, target, body_of(source, target, mask, row["direction"]), row["direction"])
+        results += [{**facts, **s.as_dict()} for s in scores]
     return results
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 METRICS = ("psnr", "ssim", "mae")
-OPTIONAL_METRICS = ("lpips",)
+OPTIONAL_METRICS = ("lpips", "sharpness", "dice_bone", "mae_bone", "mae_soft", "mae_air")
+"""Those of `score.details`; not of every image."""
 GROUP = ["dataset", "split", "direction", "model", "speed", "protocol"]
 _RESAMPLES = 9999
 
@@ -45,7 +46,8 @@ def summarise(images: list[dict] | pd.DataFrame) -> list[dict]:
         row |= {"n_images": counts[key], "n_patients": len(group)}
         for metric in (*METRICS, *(m for m in OPTIONAL_METRICS if m in group)):
             values = group[metric].to_numpy(float)
-            if np.isnan(values).all():
+            values = values[~np.isnan(values)] if metric in OPTIONAL_METRICS else values
+            if not len(values):
                 continue
             row[metric] = float(values.mean())
             row[f"{metric}_std"] = float(values.std(ddof=1)) if len(values) > 1 else None
