@@ -414,7 +414,8 @@ def _plain(value):
 
 @torch.no_grad()
 def validate(predict_for: Callable[[str], Predict], options: Options, directions) -> dict:
-    """PSNR and SSIM by protocol "paper" on central axial T1 pairs of the val split, where it has some."""
+    """PSNR and SSIM by protocol "paper", LPIPS and sharpness on central axial T1 pairs of the val split, where it
+    has some."""
     figures, folder = {}, options.data / "val"
     for direction in directions:
         rows = list(rows_for(read_rows(folder), (direction,))) if (folder / "metadata.jsonl").is_file() else []
@@ -422,23 +423,34 @@ def validate(predict_for: Callable[[str], Predict], options: Options, directions
             continue
         results = score_rows(folder, central_rows(rows)[: options.validate_images], predict_for(direction))
         means = next(s for s in summarise(results) if s["protocol"] == "paper")
-        figures[f"{direction}_psnr"], figures[f"{direction}_ssim"] = means["psnr"], means["ssim"]
+        figures |= {f"{direction}_{name}": means[name] for name in ("psnr", "ssim", "lpips", "sharpness")}
     return figures
 
 
-def validate_pipeline(pipeline, options: Options, directions, thresholds: Thresholds | None = None) -> dict:
-    """`validate` of a pipeline, by the very function that the app runs, but without mirror images."""
-    checkpoint = checkpoints.describe(pipeline)
-    settings = Settings(speed=options.validate_speed, mirror=False)
+def validate_pipeline(
+    pipeline, options: Options, directions, thresholds: Thresholds | None = None, sharp: bool = False
+) -> dict:
+    """`validate` of a pipeline, by the very function that the app runs, but without mirror images.
+
+    `sharp`: of the sharp variant too, as `<direction>_sharp_<figure>`.
+    """
+    checkpoint = dataclasses.replace(checkpoints.describe(pipeline), sharp=sharp)
     training = {name: part.training for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
     for name in training:
         getattr(pipeline, name).eval()
 
-    def predict_for(direction: str) -> Predict:
-        predict = predictor(checkpoint, direction, settings, thresholds)
-        return predict if options.ct_windows == 3 else _of_single_window(predict)
+    def judge(speed: str) -> dict:
+        settings = Settings(speed=speed, mirror=False)
 
-    figures = validate(predict_for, options, directions)
+        def predict_for(direction: str) -> Predict:
+            predict = predictor(checkpoint, direction, settings, thresholds)
+            return predict if options.ct_windows == 3 else _of_single_window(predict)
+
+        return validate(predict_for, options, directions)
+
+    figures = judge(options.validate_speed)
+    if sharp:
+        figures |= {name.replace("_", "_sharp_", 1): value for name, value in judge("sharp").items()}
     for name, was in training.items():
         getattr(pipeline, name).train(was)
     return figures

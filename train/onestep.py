@@ -144,7 +144,10 @@ def main(argv: list[str] | None = None) -> None:
         speeds = ["fast", *(["sharp"] if options.sharp_share else []), "diffusion"]
         write_details(folder, run, options.base, **details, speeds=speeds, **starts(options, options.base))
 
-    run.fit(dataset, lambda: validate_pipeline(pipeline, options, details["directions"], thresholds), save)
+    def judge() -> dict:
+        return validate_pipeline(pipeline, options, details["directions"], thresholds, options.sharp_share > 0)
+
+    run.fit(dataset, judge, save)
 
 
 if __name__ == "__main__":

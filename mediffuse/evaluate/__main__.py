@@ -2,7 +2,8 @@
 
     python -m mediffuse.evaluate --data data/mini --split val --output runs/results
     python -m mediffuse.evaluate --data data/mini --split val --speed fast --speed sharp --speed diffusion \\
-        --samples 8 --sweep 6 --checkpoint assets/checkpoints --checkpoint runs/mini/baseline/direct --wild other/pairs --output runs/report
+        --samples 8 --sweep 6 --checkpoint assets/checkpoints --checkpoint runs/mini/baseline/direct \\
+        --wild other/pairs --output runs/report
     accelerate launch -m mediffuse.evaluate ...     # on several GPUs
 
 Without --checkpoint, the bundled ones. --data is what train/prepare.py wrote, or a folder of any layout
