@@ -468,22 +468,26 @@ def _of_single_window(predict: Predict) -> Predict:
     return run
 
 
-def write_details(folder: Path, run: Run, base: str | Path | None = None, **details) -> None:
+def write_details(folder: Path, run: Run, *bases: str | Path | None, **details) -> None:
     """Write mediffuse.json and training.csv beside a model: how it was trained, and `details`.
 
-    `base` is the checkpoint that it went on from; what that says of its own training is kept.
+    `bases` are the checkpoints that it went on from; what they say of their own training is kept.
     """
-    before = checkpoints.details(str(base)) if base else {}
-    earlier = [*before.get("earlier", ()), *([before["training"]] if "training" in before else [])]
+    bases = [str(base) for base in bases if base]
+    earlier = []
+    for before in map(checkpoints.details, bases):
+        stages = [*before.get("earlier", ()), *([before["training"]] if "training" in before else [])]
+        earlier += [stage for stage in stages if stage not in earlier]
     training = {"stage": run.options.output.as_posix().removeprefix("runs/"), **run.provenance()}
     text = json.dumps({**details, "training": training, "earlier": earlier}, indent=2)
     (folder / checkpoints.DETAILS).write_text(text + "\n")
     with (folder / checkpoints.LOSSES).open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["stage", "step", "loss"])
-        old = checkpoints.find_file(str(base), checkpoints.LOSSES) if base else None
-        if old:
-            writer.writerows(list(csv.reader(old.open()))[1:])
+        old: dict[tuple, None] = {}
+        for path in (checkpoints.find_file(base, checkpoints.LOSSES) for base in bases):
+            old |= dict.fromkeys(tuple(row) for row in list(csv.reader(path.open()))[1:]) if path else {}
+        writer.writerows(old)
         # A resumed run logs some steps twice: the later is what counts.
         losses = {row["step"]: row["loss"] for row in csv.DictReader((run.options.output / "log.csv").open())}
         writer.writerows([training["stage"], step, loss] for step, loss in losses.items())

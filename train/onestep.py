@@ -40,6 +40,7 @@ from train.pixels import Critic, PixelLoss, PixelOptions, limited, random_part
 @dataclass
 class OneStepOptions(PixelOptions, DenoisingOptions):
     base: str = ""  # the pipeline to go on from
+    vae_dir: Path | None = None  # an autoencoder with the same latents and another decoder, to take the base's place
     train_unet: bool = True  # of a ControlNet pipeline
     train_decoder: bool = False
     crop: int = 0  # side in pixels of the random part that is decoded and compared; 0: all
@@ -124,6 +125,8 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit("Give --base: the pipeline that train/ip2p.py or train/controlnet.py wrote.")
     torch.manual_seed(options.seed)
     pipeline = DiffusionPipeline.from_pretrained(options.base, safety_checker=None, dtype=torch.float32)
+    if options.vae_dir:
+        pipeline.vae = models.load_autoencoder(options.vae_dir)
     checkpoint = checkpoints.describe(pipeline, options.base)
     if not checkpoint.one_step:
         raise SystemExit(f"{options.base} has another schedule than v-prediction with zero terminal SNR.")
@@ -142,7 +145,8 @@ def main(argv: list[str] | None = None) -> None:
         folder = output / ("controlnet" if contours else "ip2p")
         models.save_half(pipeline, folder)
         speeds = ["fast", *(["sharp"] if options.sharp_share else []), "diffusion"]
-        write_details(folder, run, options.base, **details, speeds=speeds, **starts(options, options.base))
+        details.update(speeds=speeds, **starts(options, options.base))
+        write_details(folder, run, options.base, options.vae_dir, **details)
 
     def judge() -> dict:
         return validate_pipeline(pipeline, options, details["directions"], thresholds, options.sharp_share > 0)
