@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from mediffuse.scan.write import write_dicom
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "assets" / "examples"
+# The same figures on every processor; commands and servers that tests start inherit it.
+os.environ.setdefault("MEDIFFUSE_PRECISION", "float32")
 WINDOWS = {"full": (-1000, 2000), "bone": (-500, 1500), "brain": (0, 80)}
 """HU limits that the tests render pictures of a CT with, by key of `ct_picture.PNG_WINDOWS`."""
 

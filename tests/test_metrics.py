@@ -4,9 +4,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
+from scipy import ndimage
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from mediffuse.metrics import body_mask, ct_to_grey, paper, synthrad_ct, synthrad_mr
+from mediffuse.metrics import body_mask, ct_to_grey, lpips, paper, sharpness, synthrad_ct, synthrad_mr, tissues
 
 
 def ssim_by_hand(x: np.ndarray, y: np.ndarray, data_range: float, keep: np.ndarray | None = None) -> float:
@@ -179,3 +181,55 @@ def test_body_mask_holds_the_head_and_its_air_but_not_the_table(ct_pixels):
     with_table[-6:] = 100
     np.testing.assert_array_equal(body_mask(with_table), mask)
     assert not body_mask(np.full((32, 32), -1000.0)).any()
+
+
+def test_lpips_tells_blur_from_likeness(ct_pixels):
+    truth = ct_to_grey(ct_pixels)
+    blurred = np.round(ndimage.gaussian_filter(truth.astype(float), 2)).astype(np.uint8)
+    more = np.round(ndimage.gaussian_filter(truth.astype(float), 4)).astype(np.uint8)
+    assert lpips(truth, truth) == 0
+    assert 0.05 < lpips(truth, blurred) < lpips(truth, more) < lpips(truth, np.zeros_like(truth)) < 1.5
+    with pytest.raises(ValueError, match="at least 32x32"):
+        lpips(truth[:20, :20], truth[:20, :20])
+
+
+def test_lpips_layer_by_layer():
+    """The first layer's distance by plain numpy, with the other heads at zero."""
+    from mediffuse.lpips import Lpips
+
+    model = Lpips()
+    for i in range(1, 5):
+        getattr(model, f"head{i}_weight").zero_()
+    rng = np.random.default_rng(0)
+    pair = rng.uniform(-1, 1, (2, 3, 35, 35)).astype(np.float32)
+    weight, bias = model.conv0_weight.numpy(), model.conv0_bias.numpy()
+    maps = []
+    for image in pair:
+        x = (image - np.array([-0.030, -0.088, -0.188])[:, None, None]) / np.array([0.458, 0.448, 0.450])[:, None, None]
+        x = np.pad(x, ((0, 0), (2, 2), (2, 2)))
+        patches = np.lib.stride_tricks.sliding_window_view(x, (11, 11), axis=(1, 2))[:, ::4, ::4]
+        found = np.maximum(np.einsum("chwij,ocij->ohw", patches, weight) + bias[:, None, None], 0)
+        maps.append(found / (np.sqrt((found**2).sum(0)) + 1e-10))
+    wanted = np.einsum("chw,c->hw", (maps[0] - maps[1]) ** 2, model.head0_weight.numpy()[0, :, 0, 0]).mean()
+    assert model(*torch.from_numpy(pair)[:, None]).item() == pytest.approx(wanted, rel=1e-3)
+
+
+def test_sharpness_is_the_ratio_of_gradients():
+    truth = np.tile(np.arange(0, 200, 10, dtype=np.uint8), (20, 1))
+    assert sharpness(truth, truth) == 1
+    assert sharpness(truth, truth // 2) == pytest.approx(0.5)
+    assert math.isnan(sharpness(np.zeros_like(truth), truth))
+
+
+def test_tissues_by_hand():
+    truth = np.array([[1000, 1000, 40, 40], [1000, 1000, 40, -900]] * 4, float).repeat(2, 1)
+    made = truth.copy()
+    made[:, 0] = 200  # an eighth of the picture: a quarter of the bone is lost, 800 HU each
+    made[:, 4] = 60
+    found = tissues(truth, made, np.ones(truth.shape, bool))
+    assert found["dice_bone"] == pytest.approx(2 * 3 / (4 + 3))
+    assert found["mae_bone"] == pytest.approx(200)
+    assert found["mae_soft"] == pytest.approx(20 * 8 / 24)
+    assert found["mae_air"] == 0
+    nothing = tissues(np.full((8, 8), 40.0), np.full((8, 8), 40.0), np.ones((8, 8), bool))
+    assert math.isnan(nothing["dice_bone"])

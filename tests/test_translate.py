@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -115,9 +117,11 @@ def test_a_batch_equals_its_images(translator):
     np.testing.assert_allclose(both[1], one[0], atol=1e-4)
 
 
-@pytest.mark.parametrize("wrong", [{"speed": "slow"}, {"steps": 0}, {"guidance": 0.5}, {"samples": 0}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"speed": "slow"}, {"start": "end"}, {"steps": 0}, {"guidance": 0.5}, {"samples": 0}, {"seed": -1}]
+)
 def test_settings_out_of_range(wrong):
-    with pytest.raises(ValueError, match=r"must be between|Speed is"):
+    with pytest.raises(ValueError, match=r"must be between|Speed is|Start is"):
         Settings(**wrong)
 
 
@@ -126,3 +130,55 @@ def test_one_step_is_refused_to_a_model_not_trained_for_it(ct):
     pipeline.scheduler.register_to_config(prediction_type="epsilon")
     with pytest.raises(CheckpointError, match="Choose the speed Diffusion"):
         generate(checkpoints.describe(pipeline), "ct2mr", np.zeros((1, 64, 64, 3), np.float32), Settings())
+
+
+def test_sharp_is_another_step_of_a_model_that_knows_it(translator, ct):
+    with pytest.raises(CheckpointError, match="no sharp variant"):
+        translator.translate(ct, "ct2mr", Settings("sharp"))
+    knowing = dataclasses.replace(translator.checkpoints.get("ct2mr"), sharp=True)
+    images = np.random.default_rng(0).random((1, 64, 64, 3), np.float32)
+    sharp, again = (generate(knowing, "ct2mr", images, Settings("sharp", seed=s)) for s in (1, 2))
+    np.testing.assert_array_equal(sharp, again)
+    assert np.abs(sharp - generate(knowing, "ct2mr", images, Settings(mirror=False))).max() > 0
+
+
+@pytest.mark.parametrize("mean_noise", [None, 0.2])
+@pytest.mark.parametrize("direction", ["ct2mr", "contour2mr"])
+def test_diffusion_starts_near_the_fast_translation(translator, direction, mean_noise):
+    checkpoint = dataclasses.replace(translator.checkpoints.get(direction), mean_noise=mean_noise)
+    scheduler = checkpoint.pipeline.scheduler
+    images = np.random.default_rng(0).random((2, 64, 64, 3), np.float32)
+    settings = Settings("diffusion", steps=1, samples=2, seed=3)
+    made = generate(checkpoint, direction, images, settings)
+    assert made.shape == (4, 64, 64, 3)
+    assert checkpoint.pipeline.scheduler is scheduler
+    # Sample by sample of each image, and from the same noise as alone.
+    alone = generate(checkpoint, direction, images[1:], dataclasses.replace(settings, samples=1, seed=4))
+    np.testing.assert_allclose(made[3], alone[0], atol=1e-4)
+    noise = generate(checkpoint, direction, images, dataclasses.replace(settings, start="noise"))
+    assert np.abs(made - noise).max() > 0
+
+
+def test_a_late_start_keeps_the_trained_noise_levels(translator):
+    import torch
+
+    from mediffuse.translate.slices import LATE_START, _late_start
+
+    scheduler = translator.checkpoints.get("ct2mr").pipeline.scheduler
+    mean, noise = torch.ones(1, 4, 8, 8), torch.full((1, 4, 8, 8), 2.0)
+    start = _late_start(scheduler, mean, noise, 4)
+    kept = scheduler.alphas_cumprod[LATE_START]
+    torch.testing.assert_close(start.scheduler.alphas_cumprod, scheduler.alphas_cumprod[: LATE_START + 1])
+    torch.testing.assert_close(start.latents, kept.sqrt() * mean + (1 - kept).sqrt() * noise)
+    start.scheduler.set_timesteps(start.steps)
+    assert start.scheduler.timesteps[0] == LATE_START
+
+
+def test_bfloat16_changes_a_picture_by_little(translator, ct, monkeypatch):
+    full = translator.translate(ct, "ct2mr").pixels
+    monkeypatch.setenv("MEDIFFUSE_PRECISION", "bfloat16")
+    half = translator.translate(ct, "ct2mr").pixels
+    assert 0 < np.abs(full - half).mean() < 3
+    monkeypatch.setenv("MEDIFFUSE_PRECISION", "int8")
+    with pytest.raises(ValueError, match="MEDIFFUSE_PRECISION is auto, float32, bfloat16"):
+        translator.translate(ct, "ct2mr")

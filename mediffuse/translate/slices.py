@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,10 @@ from mediffuse.image.letterbox import Letterbox
 from mediffuse.machine import half_precision
 from mediffuse.scan import Slice
 from mediffuse.translate.checkpoints import Checkpoint, CheckpointError, Checkpoints
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DDIMScheduler
 
 DEFAULT_SIZE = 256
 SPEEDS = ("fast", "sharp", "diffusion")
@@ -185,42 +190,47 @@ def _check(checkpoint: Checkpoint, speed: str) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Start:
+    """Where a run of the pipeline starts: latents (B, C, h, w), steps to go, and another scheduler than its own."""
+
+    latents: torch.Tensor
+    steps: int
+    scheduler: DDIMScheduler | None = None
+
+
 def _one_step(checkpoint: Checkpoint, direction, images, settings: Settings, on_step=None, output_type="np"):
     """One step from zero latents, which is trained without guidance."""
     import torch
 
-    latents = torch.zeros(len(images), *_latent_shape(checkpoint))
+    start = _Start(torch.zeros(len(images), *_latent_shape(checkpoint)), 1)
     plain = replace(settings, guidance=1.0, image_guidance=1.0)
-    return _run(checkpoint, direction, images, plain, latents, 1, on_step, output_type)
+    return _run(checkpoint, direction, images, plain, start, on_step, output_type)
 
 
 def _sample(checkpoint: Checkpoint, direction, images, settings: Settings, on_step=None) -> np.ndarray:
     """`settings.samples` samples of each image, together."""
     import torch
 
-    count = settings.samples
     noise = _noise(checkpoint, settings).repeat(len(images), 1, 1, 1)
-    scheduler = checkpoint.pipeline.scheduler
-    steps, latents = settings.steps, noise
+    start = _Start(noise, settings.steps)
     if settings.start == "mean" and checkpoint.one_step:
-        scaled = _one_step(checkpoint, direction, images, replace(settings, speed="fast"), output_type="latent")
-        mean = torch.as_tensor(scaled).float().cpu().repeat_interleave(count, 0)
-        if checkpoint.mean_noise is not None:
-            latents = mean + checkpoint.mean_noise * noise
+        fast = replace(settings, speed="fast")
+        mean = torch.as_tensor(_one_step(checkpoint, direction, images, fast, output_type="latent")).float().cpu()
+        mean = mean.repeat_interleave(settings.samples, 0)
+        if checkpoint.mean_noise is None:
+            start = _late_start(checkpoint.pipeline.scheduler, mean, noise, settings.steps)
         else:
-            steps = min(steps, FEW_STEPS)
-            scheduler, latents = _late_start(scheduler, mean, noise)
-    return _run(
-        checkpoint, direction, np.repeat(images, count, axis=0), settings, latents, steps, on_step, scheduler=scheduler
-    )
+            start = _Start(mean + checkpoint.mean_noise * noise, settings.steps)
+    return _run(checkpoint, direction, np.repeat(images, settings.samples, axis=0), settings, start, on_step)
 
 
-LATE_START, FEW_STEPS = 200, 4
-"""Timestep of 1000 at which a denoiser of pure noise starts from the fast translation, and the most steps it takes."""
+LATE_START = 200
+"""Timestep of 1000 at which a denoiser that was trained from pure noise alone starts from the fast translation."""
 
 
-def _late_start(scheduler, mean, noise):
-    """(scheduler, latents) of a diffusion that starts at timestep `LATE_START` from noised `mean` (B, C, h, w).
+def _late_start(scheduler, mean, noise, steps: int) -> _Start:
+    """A diffusion that starts at timestep `LATE_START` from noised `mean` (B, C, h, w).
 
     The rest of the schedule is as trained (Meng et al., SDEdit, arXiv 2108.01073).
     """
@@ -229,7 +239,7 @@ def _late_start(scheduler, mean, noise):
         scheduler.config, trained_betas=betas.tolist(), num_train_timesteps=len(betas), rescale_betas_zero_snr=False
     )
     kept = late.alphas_cumprod[-1]
-    return late, kept.sqrt() * mean + (1 - kept).sqrt() * noise
+    return _Start(kept.sqrt() * mean + (1 - kept).sqrt() * noise, steps, late)
 
 
 def _run(
@@ -237,13 +247,11 @@ def _run(
     direction: str,
     images: np.ndarray,
     settings: Settings,
-    latents,
-    steps: int,
+    start: _Start,
     on_step: OnStep | None = None,
     output_type: str = "np",
-    scheduler=None,
 ):
-    """Call the pipeline on images or hints (B, S, S, 3) in [0, 1] from `latents` (B, C, h, w)."""
+    """Call the pipeline on images or hints (B, S, S, 3) in [0, 1]."""
     import torch
 
     pipeline = checkpoint.pipeline
@@ -251,18 +259,18 @@ def _run(
     arguments = {
         "prompt": [prompt_for(direction, settings.contrast, settings.speed == "sharp")] * len(images),
         "image": torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(device, dtype),
-        "latents": latents.to(device, dtype),
-        "num_inference_steps": steps,
+        "latents": start.latents.to(device, dtype),
+        "num_inference_steps": start.steps,
         "guidance_scale": settings.guidance,
         "output_type": output_type,
-        "callback_on_step_end": _callback(on_step, steps) if on_step else None,
+        "callback_on_step_end": _callback(on_step, start.steps) if on_step else None,
     }
     if direction == "contour2mr":
         arguments["controlnet_conditioning_scale"] = float(settings.control)
     else:
         arguments["image_guidance_scale"] = settings.image_guidance
     trained = pipeline.scheduler
-    pipeline.scheduler = scheduler or trained
+    pipeline.scheduler = start.scheduler or trained
     try:
         with half_precision(device):
             made = pipeline(**arguments).images
