@@ -226,14 +226,17 @@ def test_one_step_training_sees_what_the_fast_path_makes(kind):
     objective = OneStep({"ip2p": Ip2p, "controlnet": Contours}[kind](pipeline, options), options)
     tensor = torch.from_numpy(to_tensor(image))[None]
     hint = torch.from_numpy(contour_hint(decode_ct(image)).transpose(2, 0, 1).astype(np.float32) / 255)[None]
-    batch = {"input": tensor, "target": tensor, "hint": hint, "prompt": [prompt_for(direction)]}
+    batch = {"input": tensor, "target": tensor, "prompt": [prompt_for(direction)]}
+    if kind == "controlnet":
+        batch["hint"] = hint
     with torch.no_grad():
-        made, target = objective.one_step(batch, torch.Generator())
+        made, target, source = objective.one_step(batch, torch.Generator())
         np.testing.assert_allclose(made[0].clamp(-1, 1).numpy().transpose(1, 2, 0) / 2 + 0.5, fast, atol=1e-4)
         options.crop = 32
-        part, of_target = objective.one_step(batch, torch.Generator().manual_seed(0))
+        parts = objective.one_step(batch, torch.Generator().manual_seed(0))
     assert torch.equal(target, tensor)
-    assert part.shape == of_target.shape == (1, 3, 32, 32)
+    assert torch.equal(source, tensor if kind == "ip2p" else hint * 2 - 1)
+    assert {part.shape for part in parts} == {(1, 3, 32, 32)}
 
 
 def test_one_step_learns_in_pixels():
@@ -250,7 +253,8 @@ def test_one_step_learns_in_pixels():
 
     def distance() -> float:
         with torch.no_grad():
-            return objective.compare(*objective.one_step(batch, generator)).item()
+            made, target, _ = objective.one_step(batch, generator)
+            return objective.compare(made, target).mean().item()
 
     before = distance()
     for _ in range(60):
@@ -261,10 +265,98 @@ def test_one_step_learns_in_pixels():
     assert all(p.grad is None for p in pipeline.vae.parameters())
 
 
+def test_samples_from_the_mean_start_at_the_fast_prediction(monkeypatch):
+    """At the last timestep the noisy latents are the prediction with `mean_noise` on it, and nothing of the truth."""
+    from train.ip2p import Ip2p, Ip2pOptions
+
+    pipeline = tiny.ip2p()
+    options = Ip2pOptions(zero_share=0, terminal_share=1, mean_share=1, mean_noise=[0.2, 0.2])
+    objective = Ip2p(pipeline, options)
+    batch = {name: torch.rand(3, 3, 64, 64) * 2 - 1 for name in ("input", "target")} | {"prompt": ["a", "b", "c"]}
+    seen, predict = [], objective.predict
+
+    def watched(noisy, *rest):
+        seen.append(noisy.detach())
+        return predict(noisy, *rest)
+
+    monkeypatch.setattr(objective, "predict", watched)
+    loss = objective(batch, torch.Generator().manual_seed(0))
+    zeros, started = seen
+    assert not zeros.any()
+    with torch.no_grad():
+        prediction = objective.one_step(batch, objective.embed(batch["prompt"]), zeros)
+    assert (started - prediction).std().item() == pytest.approx(0.2, rel=0.15)
+    loss.backward()
+    assert pipeline.unet.conv_in.weight.grad.abs().sum() > 0
+
+
+def test_the_sharp_variant_is_asked_for_and_judged_by_a_critic():
+    from mediffuse.lpips import BUNDLED
+    from train.ip2p import Ip2p
+    from train.onestep import OneStep, OneStepOptions
+
+    options = OneStepOptions(keep_share=0, sharp_share=1, lpips_weight=0.1, lpips=BUNDLED, lpips_crop=40)
+    options.critic_share, options.critic_ramp = 0.2, 1
+    pipeline = tiny.ip2p()
+    objective = OneStep(Ip2p(pipeline, options), options)
+    batch = {name: torch.rand(2, 3, 64, 64) * 2 - 1 for name in ("input", "target")} | {"prompt": ["a", "b"]}
+    asked, embed = [], objective.denoising.embed
+    objective.denoising.embed = lambda prompts: asked.extend(prompts) or embed(prompts)
+    objective(batch, torch.Generator().manual_seed(0)).backward()
+    assert asked == ["a, sharp", "b, sharp"]
+    assert all(p.grad is not None for p in objective.critic.parameters())
+    assert pipeline.unet.conv_out.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in pipeline.vae.parameters())
+
+
+def test_the_critics_verdict_has_a_share_of_the_gradient():
+    from train.pixels import limited
+
+    made = torch.zeros(2, 3, 4, 4, requires_grad=True)
+    judged = torch.tensor([True, False])
+    loss, verdict = (made - 1).abs().mean(), (made[:1] * 7).sum()
+    total = limited(loss, verdict, made, 0.2, judged)
+    assert total.item() == pytest.approx(loss.item())
+    total.backward()
+    own = torch.full((3, 4, 4), -1 / made.numel())
+    torch.testing.assert_close(made.grad[1], own)
+    torch.testing.assert_close((made.grad[0] - own).norm(), 0.2 * own.norm())
+
+
+def test_a_decoder_learns_alone(work, tmp_path):
+    """With the encoder frozen the latents stay, bit for bit, and the decoder changes."""
+    from mediffuse.lpips import BUNDLED
+
+    given = ["--train-encoder", "false", "--latent-noise", 0.3, "--lpips-weight", 0.1, "--lpips", BUNDLED]
+    given += ["--crop", 48, "--base-dir", work / "ae" / "vae", "--output", tmp_path]
+    train("autoencoder.py", "--config", work / "tiny.yaml", *given)
+    name = "diffusion_pytorch_model.safetensors"
+    before, after = (load_file(folder / "vae" / name) for folder in (work / "ae", tmp_path))
+    changed = {k.split(".")[0] for k in before if not torch.equal(before[k], after[k])}
+    assert changed == {"decoder", "post_quant_conv"}
+
+
+def test_onestep_trains_sharp_on_another_decoder(work, tmp_path):
+    from mediffuse.lpips import BUNDLED
+
+    given = ["--base", work / "ip2p" / "ip2p", "--vae-dir", work / "ae" / "vae", "--output", tmp_path]
+    given += ["--sharp-share", 0.5, "--lpips-weight", 0.1, "--lpips", BUNDLED, "--critic-share", 0.2]
+    train("onestep.py", "--config", work / "tiny.yaml", *given, "--mean-share", 0.5, "--steps", 2)
+    details = json.loads((tmp_path / "ip2p" / "mediffuse.json").read_text())
+    assert details["speeds"] == ["fast", "sharp", "diffusion"]
+    assert details["mean_noise"] == pytest.approx(0.2)
+    assert len(details["earlier"]) == 2
+    header = (tmp_path / "validation.csv").read_text().splitlines()[0]
+    assert {"ct2mr_lpips", "ct2mr_sharp_psnr", "mr2ct_sharp_sharpness"} <= set(header.split(","))
+    checkpoint = Checkpoints(str(tmp_path)).get("ct2mr")
+    assert checkpoint.sharp
+    assert checkpoint.mean_noise == pytest.approx(0.2)
+
+
 def test_ssim_of_the_loss_is_that_of_the_tables():
     from skimage.metrics import structural_similarity
 
-    from train.onestep import ssim
+    from train.pixels import ssim
 
     a, b = np.random.default_rng(0).random((2, 40, 50), np.float32)
     b = a + 0.3 * b
