@@ -28,8 +28,8 @@ from mediffuse.directions import CONTRASTS, DIRECTIONS
 from mediffuse.machine import shared_work
 from mediffuse.prepare import LayoutError
 from mediffuse.scan import PLANES
-from mediffuse.translate import SPEEDS
 from mediffuse.translate.checkpoints import CheckpointError
+from mediffuse.translate.slices import SPEEDS, STARTS
 
 
 def _at_least(low: int):
@@ -69,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--limit", type=_at_least(1), help="images per direction, split and folder")
     add("--steps", type=int, default=20)
+    add("--start", action="append", choices=STARTS, help="where diffusion starts, several times for several; mean")
     add("--guidance", type=float, default=1.0, help="classifier-free guidance scale; 1: off")
     add("--image-guidance", type=float, default=1.0)
     add("--seed", type=int, default=0)

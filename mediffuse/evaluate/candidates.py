@@ -107,8 +107,11 @@ class Sources:
                 raise CheckpointError(f"None of {', '.join(self.given)} is a checkpoint for {direction}.")
         return served
 
-    def models(self, direction: str, speeds: list[str], settings: Settings) -> list[Model]:
-        """One Model per checkpoint and speed. A direct U-Net and a zero-shot model have one speed each.
+    def models(
+        self, direction: str, speeds: list[str], settings: Settings, starts: Sequence[str] = ("mean",)
+    ) -> list[Model]:
+        """One Model per checkpoint and speed, of diffusion per start. A direct U-Net and a zero-shot model have
+        one speed each, and a checkpoint without a sharp variant is not asked for it.
 
         Several samples are a further model, scored by their mean.
         """
@@ -124,10 +127,15 @@ class Sources:
             if zero_shot:
                 made.append(self._model(f"zero-shot {name}", direction, "diffusion", source, one))
                 continue
-            made += [self._model(name, direction, speed, source, one) for speed in speeds]
-            if settings.samples > 1 and "diffusion" in speeds:
-                title = f"{name}, mean of {settings.samples}"
-                made.append(self._model(title, direction, "diffusion", source, settings))
+            known = checkpoints.details(source).get("speeds", ("fast", "diffusion"))
+            made += [self._model(name, direction, s, source, one) for s in speeds if s in known and s != "diffusion"]
+            for start in starts if "diffusion" in speeds else ():
+                title = name if start == "mean" else f"{name}, from noise"
+                made.append(self._model(title, direction, "diffusion", source, dataclasses.replace(one, start=start)))
+                if settings.samples > 1:
+                    several = dataclasses.replace(settings, start=start)
+                    title += f", mean of {settings.samples}"
+                    made.append(self._model(title, direction, "diffusion", source, several))
         return made
 
     def sweeps(self, direction: str, settings: Settings, steps: Sequence[int], scales: Sequence[float]) -> list[Model]:
@@ -143,7 +151,7 @@ class Sources:
 
     def _model(self, name: str, direction: str, speed: str, source: str, settings: Settings) -> Model:
         # One step from zero latents has no other settings.
-        settings = Settings() if speed == "fast" else dataclasses.replace(settings, speed=speed)
+        settings = dataclasses.replace(settings if speed == "diffusion" else Settings(), speed=speed)
         identity = f"{fingerprint(source)} {dataclasses.asdict(settings)}"
         facts = training_facts(source)
         return Model(

@@ -62,6 +62,7 @@ def run(args: argparse.Namespace, state) -> Results | None:
         samples=args.samples,
     )
     speeds = list(dict.fromkeys(args.speed or ["fast"]))
+    starts = list(dict.fromkeys(args.start or ["mean"]))
     splits = list(dict.fromkeys(args.split or ["val"]))
     sources = Sources(args.checkpoint, args.zero_shot)
     directions = sources.directions(list(dict.fromkeys(args.direction or ())) or None)
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace, state) -> Results | None:
             )
             # Of the train split only the plain figures are of interest, and it is the largest.
             asked = dataclasses.replace(settings, samples=1) if split == "train" else settings
-            models = [*baselines(direction, data, rows), *sources.models(direction, speeds, asked)]
+            models = [*baselines(direction, data, rows), *sources.models(direction, speeds, asked, starts)]
             work += [(pairs, model) for model in models]
             if args.sweep and "diffusion" in speeds and split != "train":
                 few = dataclasses.replace(pairs, rows=rows[: args.sweep])
@@ -101,7 +102,7 @@ def run(args: argparse.Namespace, state) -> Results | None:
             if rows:
                 pairs = Pairs(names[given], "wild", folder / "wild", rows)
                 truths[names[given], "wild", direction] = pairs
-                models = [*baselines(direction, data, rows), *sources.models(direction, speeds, settings)]
+                models = [*baselines(direction, data, rows), *sources.models(direction, speeds, settings, starts)]
                 work += [(pairs, model) for model in models]
     if not work:
         raise DatasetError(f"There are no pairs for {', '.join(directions)} in what was given.")
@@ -129,7 +130,10 @@ def run(args: argparse.Namespace, state) -> Results | None:
         row["n_flagged"] = int(group["flagged"].sum())
         row |= {"peak_memory_mib": max(peaks), **model.facts}
         sampled = row["speed"] == "diffusion"
-        row |= {k: getattr(model.settings, k) if sampled else None for k in ("steps", "guidance", "samples", "seed")}
+        row |= {
+            k: getattr(model.settings, k) if sampled else None
+            for k in ("steps", "start", "guidance", "samples", "seed")
+        }
         rows.append(row)
     if args.fid:
         fid.add_fid(rows, images, truths, args.output, args.fid)
