@@ -128,6 +128,8 @@ class Sources:
                 made.append(self._model(f"zero-shot {name}", direction, "diffusion", source, one))
                 continue
             known = checkpoints.details(source).get("speeds", ("fast", "diffusion"))
+            if not set(speeds) & set(known):
+                raise CheckpointError(f"The checkpoint {source} has no variant {', '.join(speeds)}.")
             made += [self._model(name, direction, s, source, one) for s in speeds if s in known and s != "diffusion"]
             for start in starts if "diffusion" in speeds else ():
                 title = name if start == "mean" else f"{name}, from noise"
