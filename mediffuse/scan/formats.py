@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -58,8 +59,8 @@ def read_picture(path: Path, modality: str, shown: str) -> tuple[Scan, str | Non
         shown = guess_png_window(grey) if shown == "auto" else shown
         voxels = png_ct_to_hu(grey, shown)
     volume = np.ascontiguousarray(from_shown(voxels)[:, :, None])
-    shown = shown if modality == "CT" else None
-    return canonical(volume, np.eye(4), modality, "picture", path.name, shown), guess_picture_modality(grey)
+    scan = canonical(volume, np.eye(4), modality, "picture", path.name)
+    return replace(scan, shown=shown if modality == "CT" else None), guess_picture_modality(grey)
 
 
 _NO_PICTURE = "cannot be read as a picture: it is damaged, cut short, or neither PNG nor JPEG inside. Export it again."
