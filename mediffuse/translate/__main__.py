@@ -12,7 +12,7 @@ from mediffuse.scan import PLANES
 from mediffuse.translate.checkpoints import CheckpointError, locate
 from mediffuse.translate.jobs import DIRECTIONS, find_jobs
 from mediffuse.translate.records import FORMATS, run
-from mediffuse.translate.slices import SPEEDS, Settings
+from mediffuse.translate.slices import SPEEDS, STARTS, Settings
 from mediffuse.translate.volumes import Passes
 
 _DOC = """Translate head volumes: CT to MRI, or MRI to CT.
@@ -38,8 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--format", choices=FORMATS, action="append", help="default nifti; may be given twice")
     parser.add_argument("--contrast", choices=CONTRASTS, default="T1", help="of the MRI")
     parser.add_argument("--checkpoint", help="as MEDIFFUSE_CHECKPOINTS; default: that, or the bundled ones")
-    parser.add_argument("--speed", choices=SPEEDS, default="fast")
+    parser.add_argument("--speed", choices=SPEEDS, default="fast", help="likeliest, sharper, or sampled; default fast")
     parser.add_argument("--steps", type=int, default=20, help="of diffusion")
+    parser.add_argument("--start", choices=STARTS, default="mean", help="of diffusion: the fast translation, or noise")
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--image-guidance", type=float, default=1.0)
     parser.add_argument("--samples", type=int, default=1, help="of diffusion; the mean is written")
@@ -69,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.samples,
             args.contrast,
             mirror=args.mirror is not False,
+            start=args.start,
         )
         passes = Passes(tuple(dict.fromkeys(args.plane or ["axial"])), bool(args.mirror), args.batch_size)
         locate(direction, args.checkpoint)
