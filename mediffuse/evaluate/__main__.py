@@ -28,8 +28,8 @@ from mediffuse.directions import CONTRASTS, DIRECTIONS
 from mediffuse.machine import shared_work
 from mediffuse.prepare import LayoutError
 from mediffuse.scan import PLANES
-from mediffuse.translate.checkpoints import CheckpointError
-from mediffuse.translate.slices import SPEEDS, STARTS
+from mediffuse.translate.checkpoints import SPEEDS, CheckpointError
+from mediffuse.translate.slices import STARTS
 
 
 def _at_least(low: int):

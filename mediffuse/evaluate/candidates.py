@@ -127,7 +127,7 @@ class Sources:
             if zero_shot:
                 made.append(self._model(f"zero-shot {name}", direction, "diffusion", source, one))
                 continue
-            known = checkpoints.details(source).get("speeds", ("fast", "diffusion"))
+            known = checkpoints.details(source).get("speeds", checkpoints.UNTOLD_SPEEDS)
             if not set(speeds) & set(known):
                 raise CheckpointError(f"The checkpoint {source} has no variant {', '.join(speeds)}.")
             made += [self._model(name, direction, s, source, one) for s in speeds if s in known and s != "diffusion"]

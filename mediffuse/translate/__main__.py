@@ -9,10 +9,10 @@ from pathlib import Path
 
 from mediffuse.directions import CONTRASTS
 from mediffuse.scan import PLANES
-from mediffuse.translate.checkpoints import CheckpointError, locate
+from mediffuse.translate.checkpoints import SPEEDS, CheckpointError, locate
 from mediffuse.translate.jobs import DIRECTIONS, find_jobs
 from mediffuse.translate.records import FORMATS, run
-from mediffuse.translate.slices import SPEEDS, STARTS, Settings
+from mediffuse.translate.slices import STARTS, Settings
 from mediffuse.translate.volumes import Passes
 
 _DOC = """Translate head volumes: CT to MRI, or MRI to CT.

@@ -23,6 +23,10 @@ directions it was trained for, and how it was trained."""
 LOSSES = "training.csv"
 """File beside it with the training loss: stage, step, loss."""
 
+SPEEDS = ("fast", "sharp", "diffusion")
+UNTOLD_SPEEDS = ("fast", "diffusion")
+"""Of a checkpoint whose mediffuse.json does not tell."""
+
 _FAMILY = {"ct2mr": "ip2p", "mr2ct": "ip2p", "contour2mr": "controlnet"}
 _PIPELINES = {
     "ip2p": "StableDiffusionInstructPix2PixPipeline",
@@ -150,7 +154,7 @@ def describe(pipeline: DiffusionPipeline, source: str = "memory") -> Checkpoint:
     )
     size = int(pipeline.unet.config.sample_size) * int(pipeline.vae_scale_factor)
     facts = details(source)
-    sharp = "sharp" in facts.get("speeds", ())
+    sharp = "sharp" in facts.get("speeds", UNTOLD_SPEEDS)
     return Checkpoint(source, pipeline, size, one_step, _thresholds(source), sharp, facts.get("mean_noise"))
 
 
@@ -201,6 +205,14 @@ class Checkpoints:
             if key not in self._loaded:
                 self._loaded[key] = load(source, direction)
             return self._loaded[key]
+
+    def speeds(self, direction: str) -> tuple[str, ...]:
+        """The speeds that a direction's checkpoint knows, where a local file tells; loads no model."""
+        try:
+            source = locate(direction, self.given)
+        except (CheckpointError, OSError, ValueError):
+            return SPEEDS
+        return tuple(details(source).get("speeds", UNTOLD_SPEEDS)) if Path(source).is_dir() else SPEEDS
 
     def thresholds(self) -> Thresholds:
         """What the contour checkpoint was trained with, where a local file tells; loads no model."""

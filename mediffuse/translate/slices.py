@@ -16,14 +16,13 @@ from mediffuse.image.intensity import AIR_HU, MR_OUTPUT_LIMITS, clear_air, decod
 from mediffuse.image.letterbox import Letterbox
 from mediffuse.machine import half_precision
 from mediffuse.scan import Slice
-from mediffuse.translate.checkpoints import Checkpoint, CheckpointError, Checkpoints
+from mediffuse.translate.checkpoints import SPEEDS, Checkpoint, CheckpointError, Checkpoints
 
 if TYPE_CHECKING:
     import torch
     from diffusers import DDIMScheduler
 
 DEFAULT_SIZE = 256
-SPEEDS = ("fast", "sharp", "diffusion")
 STARTS = ("mean", "noise")
 MAX_SEED = 2**31 - 1
 
