@@ -29,7 +29,7 @@ def stem_of(name: str) -> str:
 
 
 def kind_of(path: Path) -> str:
-    """"picture", "nifti", "itk", "dicom" or "zip", by name and first bytes. Raises ScanError for anything else."""
+    """ "picture", "nifti", "itk", "dicom" or "zip", by name and first bytes. Raises ScanError for anything else."""
     name = path.name.lower()
     for kind, endings in (("picture", PICTURES), ("nifti", _NIFTI), ("itk", _ITK)):
         if name.endswith(endings):
