@@ -5,6 +5,11 @@ from __future__ import annotations
 DIRECTION_TITLES = {"ct2mr": "CT → MRI", "mr2ct": "MRI → CT", "contour2mr": "CT contours → MRI"}
 DIRECTIONS = tuple(DIRECTION_TITLES)
 CONTRASTS = ("T1", "T2")
+DIRECTION_TO = {"mri": "ct2mr", "ct": "mr2ct"}
+"""The direction that makes an MRI or a CT of the other: what a command line's --to means."""
+
+WITH_ARTICLE = {"CT": "a CT", "MR": "an MRI"}
+"""The modalities in a sentence."""
 
 
 def prompt_for(direction: str, contrast: str = "T1", sharp: bool = False) -> str:

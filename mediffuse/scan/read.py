@@ -8,14 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from mediffuse.directions import WITH_ARTICLE
 from mediffuse.image.intensity import mr_limits
 from mediffuse.scan.archive import unpacked
 from mediffuse.scan.dicom import find_series, known_tags, read_file, read_series
 from mediffuse.scan.formats import PICTURES, VOLUMES, kind_of, read_itk, read_nifti, read_picture
 from mediffuse.scan.plausibility import oddities
 from mediffuse.scan.types import MODALITIES, Scan, ScanError, SeveralSeriesError, canonical
-
-_NAMES = {"CT": "a CT", "MR": "an MRI"}
 
 
 def read_scan(
@@ -78,7 +77,8 @@ def _checked(
         guess = stated or looks_like(scan.voxels)
     if guess and guess != scan.modality:
         sure = "The file says it is" if stated else "This looks like"
-        text = f"{sure} {_NAMES[guess]}, and this needs {_NAMES[scan.modality]}: the result will mean nothing if it is."
+        needed = WITH_ARTICLE[scan.modality]
+        text = f"{sure} {WITH_ARTICLE[guess]}, and this needs {needed}: the result will mean nothing if it is."
         return replace(scan, warnings=(text, *warnings))
     return replace(scan, warnings=(*warnings, *oddities(scan)))
 

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mediffuse.directions import CONTRASTS
+from mediffuse.directions import CONTRASTS, DIRECTION_TO
 from mediffuse.scan import PLANES
 from mediffuse.translate.checkpoints import SPEEDS, CheckpointError, locate
-from mediffuse.translate.jobs import DIRECTIONS, find_jobs
-from mediffuse.translate.records import FORMATS, run
+from mediffuse.translate.jobs import find_jobs
+from mediffuse.translate.records import FORMATS, Order, run
 from mediffuse.translate.slices import STARTS, Settings
 from mediffuse.translate.volumes import Passes
 
@@ -27,13 +27,12 @@ made again. An input that cannot be translated is reported and does not stop the
 then 1. Beside each result a .json says what it was made from, and how."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns its exit code."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mediffuse.translate", description=_DOC, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("input", nargs="+", help="files, folders, or quoted patterns")
-    parser.add_argument("--to", choices=DIRECTIONS, required=True, help="what to make")
+    parser.add_argument("--to", choices=DIRECTION_TO, required=True, help="what to make")
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
     parser.add_argument("--format", choices=FORMATS, action="append", help="default nifti; may be given twice")
     parser.add_argument("--contrast", choices=CONTRASTS, default="T1", help="of the MRI")
@@ -56,8 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, help="slices at once; default: 8 on a GPU, 1 on a processor")
     parser.add_argument("--series", help="SeriesInstanceUID, for a zip or folder with several")
     parser.add_argument("--overwrite", action="store_true", help="make again what is there already")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit code."""
+    parser = _parser()
     args = parser.parse_args(argv)
-    direction = DIRECTIONS[args.to]
     if args.output.exists() and not args.output.is_dir():
         parser.error(f"--output {args.output} is a file: give a folder.")
     try:
@@ -73,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             start=args.start,
         )
         passes = Passes(tuple(dict.fromkeys(args.plane or ["axial"])), bool(args.mirror), args.batch_size)
-        locate(direction, args.checkpoint)
+        locate(DIRECTION_TO[args.to], args.checkpoint)
         jobs, problems = find_jobs(args.input, args.output, args.to, args.series)
         args.output.mkdir(parents=True, exist_ok=True)
     except (ValueError, CheckpointError, OSError) as error:
@@ -81,7 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     several = len(passes.planes) > 1 or passes.mirror or (settings.speed == "diffusion" and settings.samples > 1)
     if args.uncertainty and not several:
         parser.error("--uncertainty needs several estimates: --mirror, several --plane, or diffusion with --samples.")
-    return run(jobs, problems, direction, settings, passes, args)
+    formats = tuple(args.format or FORMATS[:1])
+    order = Order(args.to, args.output, settings, passes, args.checkpoint, formats, args.uncertainty, args.overwrite)
+    return run(jobs, problems, order)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mediffuse.directions import modalities
+from mediffuse.directions import DIRECTION_TO, WITH_ARTICLE, modalities
 from mediffuse.scan import MODALITIES
-from mediffuse.scan.dicom import group_series
-from mediffuse.scan.formats import VOLUMES
+from mediffuse.scan.dicom import Series, group_series, is_dicom
+from mediffuse.scan.formats import VOLUMES, stem_of
 from mediffuse.scan.write import SYNTHETIC_NOTE
-
-DIRECTIONS = {"mri": "ct2mr", "ct": "mr2ct"}
-_WORDS = {"mri": "an MRI", "ct": "a CT"}
 
 
 @dataclass(frozen=True)
@@ -60,9 +57,9 @@ def find_jobs(inputs: Sequence[str], output: Path, to: str, series: str | None =
                 problems.append(f"{given}: there is no such file or folder")
             elif not folders and not scans:
                 problems.append(f"{given}: matches no scan")
-    found, wrong = _jobs_of(files, to, series)
-    unique = {(job.path.resolve(), job.series): job for job in (*jobs, *found)}
-    return _named_apart(list(unique.values())), problems + wrong
+    jobs += _jobs_of(files, to, series, named=True)
+    unique = {(job.path.resolve(), job.series): job for job in jobs}
+    return _named_apart(list(unique.values())), problems
 
 
 def _jobs_below(path: Path, output: Path, to: str, series: str | None) -> tuple[list[Job], list[str]]:
@@ -77,57 +74,79 @@ def _jobs_below(path: Path, output: Path, to: str, series: str | None) -> tuple[
             f for f in folders if not f.startswith(".") and not (inside and (folder / f).resolve() == output.resolve())
         )
         files += [(folder / name, folder.relative_to(path)) for name in sorted(names) if not name.startswith(".")]
-    jobs, problems = _jobs_of(files, to, series, of_folder=path)
-    return jobs, problems or ([] if jobs else [f"{path}: holds no scan to make {_WORDS[to]} of"])
+    jobs = _jobs_of(files, to, series, named=False)
+    return jobs, [] if jobs else [f"{path}: holds no scan to make {WITH_ARTICLE[modalities(DIRECTION_TO[to])[1]]} of"]
 
 
-def _jobs_of(
-    files: Iterable[tuple[Path, Path]], to: str, series: str | None, of_folder: Path | None = None
-) -> tuple[list[Job], list[str]]:
-    """The jobs of (file, folder of its result), and what is wrong. DICOM files are put together to series;
-    files that were not found in a folder were meant, and are jobs even if nothing is known of them."""
-    jobs, dicom = [], {}
+@dataclass(frozen=True)
+class _Part:
+    """What of a DICOM series lies in one folder; `below`: folder of its result, below the output."""
+
+    folder: Path
+    below: Path
+    series: Series
+
+
+def _jobs_of(files: Iterable[tuple[Path, Path]], to: str, series: str | None, *, named: bool) -> list[Job]:
+    """The jobs of (file, folder of its result). DICOM files are put together to series.
+
+    named: whether the files themselves were named, or matched a pattern: then they are meant, and are jobs even
+    if nothing is known of them. Files that were found in a folder are not.
+    """
+    jobs: list[Job] = []
+    dicom: dict[Path, tuple[Path, list[Path]]] = {}  # by folder: folder of the result, files
     for file, below in files:
         name = file.name.lower()
         if name.endswith((*VOLUMES, ".zip")):
-            made = f"_synthetic_{to}" if of_folder is None else "_synthetic_"
-            if made in name:
+            if (f"_synthetic_{to}" if named else "_synthetic_") in name:
                 print(f"{file}: left out, for it is synthetic", file=sys.stderr)
-            elif not series or of_folder is None or name.endswith(".zip"):
-                jobs.append(Job(file, below / _stem(file), series))
-        elif _is_dicom(file):
+            elif not series or named or name.endswith(".zip"):
+                jobs.append(Job(file, below / stem_of(file.name), series))
+        elif is_dicom(file):
             dicom.setdefault(file.parent, (below, []))[1].append(file)
-        elif of_folder is None:
-            jobs.append(Job(file, below / _stem(file), series))
-    parts: dict[str, list] = {}  # by series: (folder, folder of the result, series) wherever some of it lies
+        elif named:
+            jobs.append(Job(file, below / stem_of(file.name), series))
+    parts: list[_Part] = []
     for folder, (below, members) in dicom.items():
-        for one in group_series(members):
-            parts.setdefault(one.uid, []).append((folder, below, one))
-        if of_folder is None and len(members) == 1:
-            # One file that was named: it alone is wanted.
-            jobs.append(Job(members[0], below / _stem(members[0]), None))
-            parts = {uid: [p for p in places if p[0] != folder] for uid, places in parts.items()}
-    source, left_out = modalities(DIRECTIONS[to])[0], []
-    for uid, places in parts.items():
-        if series not in (None, uid) or not places:
-            continue
-        one = places[0][2]
-        if len(places) > 1 and all(len(p[2].files) == 1 for p in places):
-            # A folder for each slice. Whole copies of a series stay apart, they may be another patient's.
-            common = Path(os.path.commonpath([p[0] for p in places]))
-            up = len(places[0][0].parts) - len(common.parts)
-            below = places[0][1].parts[: max(0, len(places[0][1].parts) - up)]
-            places = [(common, Path(*below), one)]  # noqa: PLW2901
-        for folder, below, found in places:
-            if not found.usable or (found.modality in MODALITIES and found.modality != source):
-                left_out.append(f"{folder}: left out, for it is {found.modality or 'no CT or MR'}: {found.title}")
-            elif of_folder is not None and SYNTHETIC_NOTE in found.title:
-                left_out.append(f"{folder}: left out, for it is synthetic: {found.title}")
+        if named and len(members) == 1:
+            # It alone is wanted, and not the rest of its series.
+            jobs.append(Job(members[0], below / stem_of(members[0].name), None))
+        else:
+            parts += [_Part(folder, below, found) for found in group_series(members)]
+    return jobs + _jobs_of_series(parts, to, series, named=named)
+
+
+def _jobs_of_series(parts: list[_Part], to: str, wanted: str | None, *, named: bool) -> list[Job]:
+    """The jobs of the DICOM series of which there are `parts`, or of the `wanted` one; tells which are left out."""
+    by_uid: dict[str, list[_Part]] = {}
+    for part in parts:
+        if wanted in (None, part.series.uid):
+            by_uid.setdefault(part.series.uid, []).append(part)
+    jobs, left_out = [], []
+    source = modalities(DIRECTION_TO[to])[0]
+    for uid, found in by_uid.items():
+        # A folder for each slice is one volume. Whole copies of a series stay apart, they may be another patient's.
+        scattered = len(found) > 1 and all(len(part.series.files) == 1 for part in found)
+        for part in [_together(found)] if scattered else found:
+            folder, modality, title = part.folder, part.series.modality, part.series.title
+            if not part.series.usable or (modality in MODALITIES and modality != source):
+                left_out.append(f"{folder}: left out, for it is {modality or 'no CT or MR'}: {title}")
+            elif not named and SYNTHETIC_NOTE in title:
+                left_out.append(f"{folder}: left out, for it is synthetic: {title}")
             else:
-                jobs.append(Job(folder, below / f"{folder.resolve().name}_{uid[-12:]}", uid))
+                jobs.append(Job(folder, part.below / f"{folder.resolve().name}_{uid[-12:]}", uid))
     for text in left_out:
         print(text, file=sys.stderr)
-    return jobs, []
+    return jobs
+
+
+def _together(parts: list[_Part]) -> _Part:
+    """Parts of one series as one, in the folder that holds all of theirs."""
+    first = parts[0]
+    common = Path(os.path.commonpath([part.folder for part in parts]))
+    levels_up = len(first.folder.parts) - len(common.parts)
+    below = first.below.parts[: max(0, len(first.below.parts) - levels_up)]
+    return _Part(common, Path(*below), first.series)
 
 
 def _named_apart(jobs: list[Job]) -> list[Job]:
@@ -144,26 +163,11 @@ def _named_apart(jobs: list[Job]) -> list[Job]:
     ]
     for name, count in Counter(job.name for job in jobs).items():
         if count > 1:
-            both = ", ".join(str(job.path) for job in jobs if job.name == name)
-            raise ValueError(f"{both} would get one name, {name}: give their common folder, or a pattern.")
+            paths = ", ".join(str(job.path) for job in jobs if job.name == name)
+            raise ValueError(f"{paths} would get one name, {name}: give their common folder, or a pattern.")
     return jobs
 
 
-def _is_dicom(path: Path) -> bool:
-    if path.suffix.lower() in (".dcm", ".ima"):
-        return True
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
-
-
 def _may_be_scan(path: Path) -> bool:
-    return not path.name.startswith(".") and (path.name.lower().endswith((*VOLUMES, ".zip")) or _is_dicom(path))
-
-
-def _stem(path: Path) -> str:
-    name = path.name
-    suffix = next((s for s in (".nii.gz", *VOLUMES, ".zip", ".dcm", ".ima") if name.lower().endswith(s)), "")
-    return name[: len(name) - len(suffix)] if suffix else name
+    """Whether a file that matched a pattern is worth a try."""
+    return not path.name.startswith(".") and (path.name.lower().endswith((*VOLUMES, ".zip")) or is_dicom(path))

@@ -15,7 +15,7 @@ import numpy as np
 from mediffuse.directions import modalities
 from mediffuse.image.contours import Thresholds
 from mediffuse.image.intensity import AIR_HU, MR_OUTPUT_LIMITS
-from mediffuse.scan import PLANES, Scan, ScanError
+from mediffuse.scan import PLANES, Scan, ScanError, Slice
 from mediffuse.scan.resample import resampled, straightened
 from mediffuse.translate.slices import Settings, Translator, to_model_image, to_slice
 
@@ -90,29 +90,26 @@ def translate_volume(
         raise ScanError(f"{scan.name} shows no head: there is nothing to translate in it.")
     planes = passes.planes if min(upright.voxels.shape) > 1 else (upright.plane,)
     todo = [(plane, index) for plane in planes for index in _with_head(head, upright, plane)]
-    fill = AIR_HU if target == "CT" else MR_OUTPUT_LIMITS[0]
-    voxels = np.zeros(upright.voxels.shape, np.float32)
-    estimates = np.zeros(voxels.shape, np.uint16)
-    several = settings.speed == "diffusion" and settings.samples > 1
-    squares = np.zeros_like(voxels) if several or passes.mirror or len(planes) > 1 else None
     count = len(todo) * (2 if passes.mirror else 1)
+    sampled = settings.speed == "diffusion" and settings.samples > 1
+    estimates = _Estimates.of(upright.voxels.shape, spread=sampled or passes.mirror or len(planes) > 1)
     done = 0
     for mirrored in (False, True) if passes.mirror else (False,):
         for batch in _batches(todo, together):
             slices = [upright.slice(plane, index) for plane, index in batch]
-            boxes = [one.letterbox(size) for one in slices]
-            images = np.stack([to_model_image(one, box) for one, box in zip(slices, boxes, strict=True)])
+            boxes = [part.letterbox(size) for part in slices]
+            images = np.stack([to_model_image(part, box) for part, box in zip(slices, boxes, strict=True)])
             made = translator.generate(direction, _flip(images, mirrored), settings, thresholds)
             made = _flip(made, mirrored).reshape(len(slices), -1, *made.shape[1:])
-            for one, box, samples in zip(slices, boxes, made, strict=True):
-                parts = [None if x is None else upright.shown_in(x, one) for x in (voxels, estimates, squares)]
+            for part, box, samples in zip(slices, boxes, made, strict=True):
                 for image in samples:
-                    _add(to_slice(image, target, box), *parts)
+                    estimates.add(part, to_slice(image, target, box))
             done += len(slices)
             if on_slices:
                 on_slices(done, count)
-    deviation = None if squares is None else np.sqrt(squares / np.maximum(estimates, 1))
-    air = ~_widened(head, upright.spacing) | (estimates == 0)
+    fill = AIR_HU if target == "CT" else MR_OUTPUT_LIMITS[0]
+    voxels, deviation = estimates.mean, estimates.deviation()
+    air = ~_widened(head, upright.spacing) | (estimates.counts == 0)
     voxels[air] = fill
     if deviation is not None:
         deviation[air] = 0
@@ -122,16 +119,39 @@ def translate_volume(
     return VolumeTranslation(voxels, deviation, target, count, time.perf_counter() - started, settings)
 
 
-def _add(pixels: np.ndarray, mean: np.ndarray, estimates: np.ndarray, squares: np.ndarray | None) -> None:
-    """Take one more estimate into views of the mean and the sum of squared deviations (Welford 1962)."""
-    estimates += 1
-    off = pixels - mean
-    mean += off / estimates
-    if squares is not None:
-        squares += off * (pixels - mean)
+@dataclass(frozen=True)
+class _Estimates:
+    """What is known of each voxel (X, Y, Z) so far: how many estimates there were, their mean, and, where their
+    spread is wanted, the sum of their squared deviations from it (Welford 1962)."""
+
+    counts: np.ndarray
+    mean: np.ndarray
+    squares: np.ndarray | None
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], *, spread: bool) -> _Estimates:
+        """No estimates yet."""
+        return cls(
+            np.zeros(shape, np.uint16), np.zeros(shape, np.float32), np.zeros(shape, np.float32) if spread else None
+        )
+
+    def add(self, place: Slice, pixels: np.ndarray) -> None:
+        """Take in one more estimate, `pixels` (rows, columns), of what the slice `place` shows."""
+        counts, mean = Scan.shown_in(self.counts, place), Scan.shown_in(self.mean, place)
+        counts += 1
+        deviation = pixels - mean
+        mean += deviation / counts
+        if self.squares is not None:
+            squares = Scan.shown_in(self.squares, place)
+            squares += deviation * (pixels - mean)
+
+    def deviation(self) -> np.ndarray | None:
+        """The standard deviation of each voxel's estimates, if their spread was wanted."""
+        return None if self.squares is None else np.sqrt(self.squares / np.maximum(self.counts, 1))
 
 
 def _widened(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """`mask` (X, Y, Z) and what is within `MARGIN_MM` of it along each axis."""
     from scipy import ndimage
 
     for axis, width in enumerate(np.round(MARGIN_MM / spacing).astype(int)):
@@ -146,10 +166,11 @@ def _with_head(head: np.ndarray, scan: Scan, plane: str) -> list[int]:
 
 
 def _batches(items: list, size: int) -> Iterator[list]:
-    """Runs of at most `size` items of one plane: slices of one plane are of one size."""
+    """The items in runs of at most `size`."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
 
 
 def _flip(images: np.ndarray, mirrored: bool) -> np.ndarray:
+    """Model images (B, S, S, 3), turned left to right if `mirrored`."""
     return np.ascontiguousarray(images[:, :, ::-1]) if mirrored else images
