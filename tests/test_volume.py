@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from mediffuse.scan import Scan, ScanError, read_scan
-from mediffuse.scan.head import head_mask
 from mediffuse.scan.resample import registered, resampled, straightened
 from mediffuse.scan.write import write_nifti
 from mediffuse.translate import Settings, Translator
@@ -90,14 +89,14 @@ def test_slices_are_those_of_the_page(translator, ct):
     made = translate_volume(translator, ct, "ct2mr", passes=Passes(batch=7))
     one = ct.slice("axial", 11)
     alone = translator.translate(one, "ct2mr").pixels
-    inside = Scan.shown_in(head_mask(ct), one)
+    inside = Scan.shown_in(ct.head_mask(), one)
     np.testing.assert_allclose(Scan.shown_in(made.voxels, one)[inside], alone[inside], atol=1e-2)
     assert made.slices == ct.count("axial")
 
 
 def test_outside_the_head_is_air(translator, mr, ct):
     made = translate_volume(translator, mr, "mr2ct")
-    far = ~head_mask(mr)
+    far = ~mr.head_mask()
     far[:, 20:-20] = False
     assert far.any()
     assert (made.voxels[:, :2] == -1000).all()
@@ -125,11 +124,11 @@ def test_passes_are_averaged_and_their_spread_is_known(translator, ct):
             translator.generate("ct2mr", image[:, :, ::-1], Settings(mirror=False))[:, :, ::-1],
         )
     )
-    inside = Scan.shown_in(head_mask(small), part)
+    inside = Scan.shown_in(small.head_mask(), part)
     shown = [Scan.shown_in(v, part)[inside] for v in (both.voxels, both.deviation)]
     np.testing.assert_allclose(shown[0], (plain + mirrored)[inside] / 2, atol=0.05)
     np.testing.assert_allclose(shown[1], np.abs(plain - mirrored)[inside] / 2, atol=0.05)
-    inside = head_mask(small)
+    inside = small.head_mask()
     sampled = translate_volume(translator, small, "ct2mr", Settings(speed="diffusion", steps=2, samples=2))
     assert sampled.deviation[inside].mean() > 0
 
@@ -138,7 +137,7 @@ def test_planes_are_averaged(translator, ct):
     small = replace(ct, voxels=ct.voxels[::4, ::4])
     small = replace(small, affine=ct.affine @ np.diag([4, 4, 1, 1]))
     made = translate_volume(translator, small, "ct2mr", passes=Passes(planes=("axial", "sagittal")))
-    assert made.deviation[head_mask(small)].mean() > 0
+    assert made.deviation[small.head_mask()].mean() > 0
 
 
 def test_a_very_oblique_scan_is_straightened_and_put_back(ct, tmp_path):
@@ -157,7 +156,7 @@ def test_a_very_oblique_scan_is_straightened_and_put_back(ct, tmp_path):
     centre = nib.affines.apply_affine(upright.affine, np.average(found, axis=0, weights=weights))
     wanted = nib.affines.apply_affine(tilted.affine, np.argwhere(landmark > 0).mean(0))
     assert np.abs((centre - wanted) / ct.spacing).max() < 0.5
-    inside = head_mask(ct)
+    inside = ct.head_mask()
     assert np.corrcoef(back[inside], ct.voxels[inside])[0, 1] > 0.9
 
 
@@ -181,7 +180,7 @@ def test_registration_finds_a_known_turn(ct, mr):
     shift = nib.affines.from_matvec(rotation(np.random.default_rng(2), 8), [6, -9, 5])
     moved = replace(mr, affine=shift @ mr.affine)
     transform, millimetres = registered(moved, ct)
-    head = nib.affines.apply_affine(ct.affine, np.argwhere(head_mask(ct))[::5000])
+    head = nib.affines.apply_affine(ct.affine, np.argwhere(ct.head_mask())[::5000])
     off = nib.affines.apply_affine(transform, head) - nib.affines.apply_affine(shift, head)
     assert np.linalg.norm(off, axis=1).mean() < 2.5
     assert millimetres == pytest.approx(

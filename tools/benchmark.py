@@ -28,7 +28,6 @@ from mediffuse.compare import compare_volumes
 from mediffuse.directions import modalities
 from mediffuse.machine import peak_mib
 from mediffuse.scan import PLANES, Scan, read_scan
-from mediffuse.scan.head import head_mask
 from mediffuse.translate import Settings, Translator
 from mediffuse.translate.volumes import Passes, translate_volume
 
@@ -62,9 +61,8 @@ def slice_by_slice(translator: Translator, scan: Scan, direction: str, settings:
     """`scan` translated with another seed for each axial slice."""
     made = []
     for index in range(scan.count("axial")):
-        one = scan.only("axial", index)
-        one.__dict__["limits"] = scan.limits  # grey levels of the volume, as ever
-        made.append(translate_volume(translator, one, direction, replace(settings, seed=index)).voxels)
+        single = scan.only("axial", index)
+        made.append(translate_volume(translator, single, direction, replace(settings, seed=index)).voxels)
     return np.concatenate(made, axis=2)
 
 
@@ -87,7 +85,7 @@ def consistency(translator: Translator) -> list[str]:
             else:
                 made = slice_by_slice(translator, source, direction, settings)
             found = compare_volumes(made, source, target)
-            values = (found.delta_z, found.delta_z_truth, np.abs(found.error[head_mask(source)]).mean())
+            values = (found.delta_z, found.delta_z_truth, np.abs(found.error[source.head_mask()]).mean())
             lines.append(f"| {direction}: {name} | {' | '.join(f'{v:.1f} {unit}' for v in values)} |")
             print(lines[-1], flush=True)
     return lines

@@ -16,6 +16,7 @@ from mediffuse.scan import plausibility
 from mediffuse.scan.archive import MAX_FILES
 from mediffuse.scan.types import MODALITIES, ScanError, check_size
 
+ENDINGS = (".dcm", ".ima")
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 KEPT_TAGS = (
     "0008|0020",
@@ -56,6 +57,17 @@ _CODECS = {
     **{f"ISO_IR {k}": f"iso8859_{v}" for k, v in ((127, 6), (126, 7), (138, 8), (148, 9))},
 }
 """Python's names of the character sets of PS3.3 C.12.1.1.2 without code extensions."""
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM, by the end of its name or by its first bytes."""
+    if path.suffix.lower() in ENDINGS:
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -274,14 +286,12 @@ def _text(reader, tag: str) -> str:
 
 def _tags(path: Path) -> dict | None:
     """The tags that group and order slices; None for what is no DICOM image."""
+    if not is_dicom(path):
+        return None
     reader = _reader(path)
     try:
-        with path.open("rb") as file:
-            head = file.read(132)
-        if head[128:] != b"DICM" and path.suffix.lower() not in (".dcm", ".ima"):
-            return None
         reader.ReadImageInformation()
-    except (OSError, RuntimeError):
+    except RuntimeError:
         return None
     return {k: _text(reader, t) for k, t in _TAGS.items()}
 

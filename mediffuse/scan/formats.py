@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,27 +13,32 @@ import numpy as np
 from PIL import Image
 
 from mediffuse.image.ct_picture import guess_picture_modality, guess_png_window, png_ct_to_hu
-from mediffuse.scan.dicom import from_sitk
+from mediffuse.scan.dicom import ENDINGS as DICOM_ENDINGS
+from mediffuse.scan.dicom import from_sitk, is_dicom
 from mediffuse.scan.types import MAX_PIXELS, MIN_SIDE, Scan, ScanError, canonical, check_size, from_shown
 
 PICTURES = (".png", ".jpg", ".jpeg")
-VOLUMES = (".nii", ".nii.gz", ".nrrd", ".mha")
+_NIFTI, _ITK = (".nii.gz", ".nii"), (".nrrd", ".mha")
+VOLUMES = (*_NIFTI, *_ITK)
+
+
+def stem_of(name: str) -> str:
+    """A scan's name without the end that tells its format: "a.b.nii.gz" is "a.b"."""
+    end = next((e for e in (*VOLUMES, *PICTURES, *DICOM_ENDINGS, ".zip") if name.lower().endswith(e)), "")
+    return name[: len(name) - len(end)]
 
 
 def kind_of(path: Path) -> str:
+    """"picture", "nifti", "itk", "dicom" or "zip", by name and first bytes. Raises ScanError for anything else."""
     name = path.name.lower()
-    if name.endswith(PICTURES):
-        return "picture"
-    if name.endswith((".nii", ".nii.gz")):
-        return "nifti"
-    if name.endswith((".nrrd", ".mha")):
-        return "itk"
-    with path.open("rb") as file:
-        head = file.read(132)
-    if name.endswith((".dcm", ".ima")) or head[128:] == b"DICM":
+    for kind, endings in (("picture", PICTURES), ("nifti", _NIFTI), ("itk", _ITK)):
+        if name.endswith(endings):
+            return kind
+    if is_dicom(path):
         return "dicom"
-    if head.startswith(b"PK"):
-        return "zip"
+    with path.open("rb") as file:
+        if file.read(2) == b"PK":
+            return "zip"
     raise ScanError(
         f"{path.name} is not a file type this can read. Use PNG, JPEG, NIfTI (.nii, .nii.gz), NRRD, MHA or DICOM "
         "(.dcm, or a zip of a series)."
@@ -58,8 +64,8 @@ def read_picture(path: Path, modality: str, shown: str) -> tuple[Scan, str | Non
         shown = guess_png_window(grey) if shown == "auto" else shown
         voxels = png_ct_to_hu(grey, shown)
     volume = np.ascontiguousarray(from_shown(voxels)[:, :, None])
-    shown = shown if modality == "CT" else None
-    return canonical(volume, np.eye(4), modality, "picture", path.name, shown), guess_picture_modality(grey)
+    scan = canonical(volume, np.eye(4), modality, "picture", path.name)
+    return replace(scan, shown=shown if modality == "CT" else None), guess_picture_modality(grey)
 
 
 _NO_PICTURE = "cannot be read as a picture: it is damaged, cut short, or neither PNG nor JPEG inside. Export it again."

@@ -1,25 +1,57 @@
-"""Where the head is."""
+"""Where the head is: the largest connected region of tissue, which leaves out the table and the head rest."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from mediffuse.scan.types import Scan
+TISSUE_HU = -300.0
+TISSUE_SHARE = 0.1
+"""From here on a voxel is tissue or bone and not air: HU of a CT, share of an MR's range from black to white."""
 
 
-def head_mask(scan: Scan) -> np.ndarray:
-    """Where the head is, bool (X, Y, Z): the largest solid region at about 2 mm, with its holes filled."""
+def tissue_from(modality: str, limits: tuple[float, float] | None) -> float:
+    """The value from which on a voxel is tissue, in HU or in the MR's own units; `limits` are for MR."""
+    if modality == "CT":
+        return TISSUE_HU
+    black, white = limits
+    return black + TISSUE_SHARE * (white - black)
+
+
+def head_bounds(voxels: np.ndarray, spacing: np.ndarray, tissue: float) -> tuple[np.ndarray, np.ndarray] | None:
+    """Voxel bounds (low, high), each (3,), of the head in `voxels` (X, Y, Z), to about 4 mm; None where there is none.
+
+    spacing: mm per voxel along each axis. tissue: the value from which on a voxel is tissue.
+    """
+    step = _step(spacing, 4)
+    head = _largest_region(voxels, step, tissue)
+    if head is None:
+        return None
+    found = np.argwhere(head)
+    return found.min(0) * step, (found.max(0) + 1) * step
+
+
+def head_mask(voxels: np.ndarray, spacing: np.ndarray, tissue: float) -> np.ndarray:
+    """Where the head is, bool (X, Y, Z), to about 2 mm and with its holes filled; otherwise as `head_bounds`."""
     from scipy import ndimage
 
-    step = [max(1, round(2 / mm)) for mm in scan.spacing]
-    some = scan.voxels[tuple(np.s_[::s] for s in step)]
-    low, high = scan.limits or (0, 0)
-    labels, found = ndimage.label(some > (-300 if scan.modality == "CT" else low + 0.1 * (high - low)))
-    if not found:
-        return np.zeros(scan.voxels.shape, bool)
-    coarse = labels == np.bincount(labels.ravel())[1:].argmax() + 1
+    step = _step(spacing, 2)
+    head = _largest_region(voxels, step, tissue)
+    if head is None:
+        return np.zeros(voxels.shape, bool)
     for axis in range(3):
-        for index in range(coarse.shape[axis]):
-            where = tuple(index if a == axis else np.s_[:] for a in range(3))
-            coarse[where] = ndimage.binary_fill_holes(coarse[where])
-    return coarse[np.ix_(*(np.arange(n) // s for n, s in zip(scan.voxels.shape, step, strict=True)))]
+        for index in range(head.shape[axis]):
+            plane = tuple(index if a == axis else np.s_[:] for a in range(3))
+            head[plane] = ndimage.binary_fill_holes(head[plane])
+    return head[np.ix_(*(np.arange(n) // s for n, s in zip(voxels.shape, step, strict=True)))]
+
+
+def _step(spacing: np.ndarray, mm: float) -> tuple[int, ...]:
+    return tuple(max(1, round(mm / side)) for side in spacing)
+
+
+def _largest_region(voxels: np.ndarray, step: tuple[int, ...], tissue: float) -> np.ndarray | None:
+    """The largest connected region of tissue in every `step`-th voxel, bool; None where there is no tissue."""
+    from scipy import ndimage
+
+    labels, count = ndimage.label(voxels[tuple(np.s_[::s] for s in step)] > tissue)
+    return labels == np.bincount(labels.ravel())[1:].argmax() + 1 if count else None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from mediffuse.scan import Scan
+    from mediffuse.scan.types import Scan
 
 HEAD_WIDTH_MM = (100.0, 235.0)
 """Left to right. Adult heads with ears are 140 to 200 mm wide; shoulders are over 350."""
@@ -63,7 +63,7 @@ def _body_part(scan: Scan) -> str | None:
         return f"This looks like no head, or a part of one ({width:.0f} mm wide): the models know whole heads only."
     if scan.modality == "CT" and min((high - low) * scan.spacing) > 60:
         inside = scan.voxels[tuple(np.s_[a:b:2] for a, b in zip(low, high, strict=True))]
-        solid = inside > -300
+        solid = inside > scan.tissue
         share = np.count_nonzero(inside > BONE_HU) / max(1, np.count_nonzero(solid))
         if not BONE_SHARE[0] < share < BONE_SHARE[1]:
             return f"This looks like no head ({100 * share:.0f} % bone): the models know heads only."

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from mediffuse.image.intensity import mr_limits
 from mediffuse.scan.archive import unpacked
 from mediffuse.scan.dicom import find_series, known_tags, read_file, read_series
 from mediffuse.scan.formats import PICTURES, VOLUMES, kind_of, read_itk, read_nifti, read_picture
@@ -36,44 +38,49 @@ def read_scan(
         raise ScanError(f"There is no file {path.name}.")
     if path.stat().st_size == 0:
         raise ScanError(f"{path.name} is empty (0 bytes). Was the upload or copy cut short?")
-    kind, said, tags = kind_of(path), None, {}
+    kind, stated, tags = kind_of(path), None, {}
     if kind == "zip":
         with unpacked(path) as folder:
             return _read_folder(folder, path.name, modality, shown, series)
     if kind == "picture":
         scan, guess = read_picture(path, modality, shown)
-        return _checked(scan, modality, None, (), allow_constant, guess)
+        return _checked(scan, allow_constant=allow_constant, guess=guess)
     if kind == "dicom":
-        voxels, affine, said = read_file(path)
+        voxels, affine, stated = read_file(path)
         tags = known_tags(path)
     else:
         voxels, affine = (read_nifti if kind == "nifti" else read_itk)(path)
     scan = replace(canonical(voxels, affine, modality, kind, path.name), tags=tags)
-    return _checked(scan, modality, said if said in MODALITIES else None, (), allow_constant)
+    return _checked(scan, stated if stated in MODALITIES else None, allow_constant=allow_constant)
 
 
 def _checked(
     scan: Scan,
-    modality: str,
-    said: str | None,
-    warnings: tuple[str, ...],
+    stated: str | None = None,
+    warnings: Sequence[str] = (),
     allow_constant: bool = False,
     guess: str | None = None,
 ) -> Scan:
-    """`scan` with its warnings; `said` is the modality that the file names. Raises ScanError."""
+    """`scan` with its MR limits and its warnings after those given. Raises ScanError for what cannot be used.
+
+    stated: the modality that the file states. guess: the one that a picture looks like.
+    """
     if not np.isfinite(scan.voxels).all():
         raise ScanError(f"{scan.name} has voxels that are not numbers (NaN or infinite). Export it again.")
     if scan.voxels.min() == scan.voxels.max() and not allow_constant:
         raise ScanError(f"{scan.name} is one constant value: there is nothing to see in it.")
-    if scan.kind != "picture" and not allow_constant:
-        guess = said or looks_like(scan.voxels)
-    if guess and guess != modality and not allow_constant:
-        sure = "The file says it is" if said else "This looks like"
-        text = f"{sure} {_NAMES[guess]}, and this needs {_NAMES[modality]}: the result will mean nothing if it is."
-        warnings = (text, *warnings)
-    elif not allow_constant:
-        warnings = (*warnings, *oddities(scan))
-    return replace(scan, warnings=warnings)
+    if scan.modality == "MR":
+        # A picture is taken as it is scaled.
+        scan = replace(scan, limits=(0.0, 255.0) if scan.kind == "picture" else mr_limits(scan.voxels))
+    if allow_constant:
+        return replace(scan, warnings=tuple(warnings))
+    if scan.kind != "picture":
+        guess = stated or looks_like(scan.voxels)
+    if guess and guess != scan.modality:
+        sure = "The file says it is" if stated else "This looks like"
+        text = f"{sure} {_NAMES[guess]}, and this needs {_NAMES[scan.modality]}: the result will mean nothing if it is."
+        return replace(scan, warnings=(text, *warnings))
+    return replace(scan, warnings=(*warnings, *oddities(scan)))
 
 
 def _read_folder(folder: Path, name: str, modality: str, shown: str, series: str | None) -> Scan:
@@ -87,9 +94,9 @@ def _read_folder(folder: Path, name: str, modality: str, shown: str, series: str
     if len(found) > 1:
         raise SeveralSeriesError(name, {s.uid: s.title for s in found})
     if found:
-        voxels, affine, said, warnings = read_series(found[0], name)
+        voxels, affine, stated, warnings = read_series(found[0], name)
         scan = replace(canonical(voxels, affine, modality, "dicom", name), tags=known_tags(found[0].files[0]))
-        return _checked(scan, modality, said if said in MODALITIES else None, tuple(warnings))
+        return _checked(scan, stated if stated in MODALITIES else None, warnings)
     files = (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
     others = [p for p in files if p.name.lower().endswith((*VOLUMES, *PICTURES))]
     if len(others) != 1:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
+from nibabel.spaces import vox2out_vox
 
-from mediffuse.image.intensity import AIR_HU
-from mediffuse.scan.head import head_mask
 from mediffuse.scan.types import Scan, check_size
 
 OBLIQUE_DEGREES = 20.0
@@ -17,6 +17,9 @@ patient's axes: the models know heads that lie about straight."""
 
 SLAB_MM = 60.0
 """A scan thinner than this stays on its own axes: slices across it would show strips of the head."""
+
+REGISTRATION_MM = 3.0
+"""Side of the cubic voxels on which scans are registered."""
 
 
 def straightened(scan: Scan) -> Scan:
@@ -27,18 +30,9 @@ def straightened(scan: Scan) -> Scan:
     extent = np.array(scan.voxels.shape) * scan.spacing
     if scan.kind == "picture" or angle < OBLIQUE_DEGREES or extent.min() < SLAB_MM:
         return scan
-    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(scan.voxels.shape) - 1)
-    world = nib.affines.apply_affine(scan.affine, corners)
-    spacing = scan.spacing
-    shape = tuple(int(n) for n in np.ceil(np.ptp(world, axis=0) / spacing) + 1)
-    check_size(shape, scan.name)
-    affine = nib.affines.from_matvec(np.diag(spacing), world.min(0))
-    grid = replace(scan, voxels=np.broadcast_to(np.float32(0), shape), affine=affine)
-    fill = AIR_HU if scan.modality == "CT" else scan.limits[0]
-    upright = replace(grid, voxels=resampled(scan, grid, fill))
-    if scan.modality == "MR":
-        upright.__dict__["limits"] = scan.limits  # those of the scan, not of the air around it
-    return upright
+    grid = _grid_along_the_patient(scan, scan.spacing)
+    check_size(grid.voxels.shape, scan.name)
+    return replace(grid, voxels=resampled(scan, grid, scan.background))
 
 
 def resampled(scan: Scan, onto: Scan, fill: float, transform: np.ndarray | None = None) -> np.ndarray:
@@ -65,14 +59,12 @@ def registered(moving: Scan, fixed: Scan) -> tuple[np.ndarray, float]:
     """
     import SimpleITK as sitk
 
-    grid = _coarse_grid(fixed)
-    fills = [AIR_HU if s.modality == "CT" else s.limits[0] for s in (fixed, moving)]
-    own = _coarse_grid(moving)
     images = []
-    for scan, where, fill in ((fixed, grid, fills[0]), (moving, own, fills[1])):
-        image = sitk.GetImageFromArray(np.ascontiguousarray(resampled(scan, where, fill).T))
-        image.SetSpacing([float(mm) for mm in where.spacing])
-        image.SetOrigin(where.affine[:3, 3].tolist())  # in RAS: one frame for both is all that matters
+    for scan in (fixed, moving):
+        grid = _grid_along_the_patient(scan, [REGISTRATION_MM] * 3)
+        image = sitk.GetImageFromArray(np.ascontiguousarray(resampled(scan, grid, scan.background).T))
+        image.SetSpacing([float(mm) for mm in grid.spacing])
+        image.SetOrigin(grid.affine[:3, 3].tolist())  # in RAS: one frame for both is all that matters
         images.append(sitk.Clamp(image, lowerBound=-1000, upperBound=2000) if scan.modality == "CT" else image)
     centred = sitk.CenteredTransformInitializerFilter.GEOMETRY
     start = sitk.Euler3DTransform(sitk.CenteredTransformInitializer(*images, sitk.Euler3DTransform(), centred))
@@ -96,7 +88,7 @@ def registered(moving: Scan, fixed: Scan) -> tuple[np.ndarray, float]:
         values.append(method.MetricEvaluate(*images))
     method.SetInitialTransform(guesses[int(np.argmin(values))], inPlace=False)
     found = method.Execute(*images)
-    points = np.argwhere(head_mask(fixed))
+    points = np.argwhere(fixed.head_mask())
     points = nib.affines.apply_affine(fixed.affine, points[:: max(1, len(points) // 1000)])
     moved = np.array([found.TransformPoint(p.tolist()) for p in points])
     corners = np.vstack([np.zeros(3), np.eye(3)])
@@ -105,10 +97,7 @@ def registered(moving: Scan, fixed: Scan) -> tuple[np.ndarray, float]:
     return transform, float(np.linalg.norm(moved - points, axis=1).mean())
 
 
-def _coarse_grid(scan: Scan, mm: float = 3.0) -> Scan:
-    """An empty scan that covers `scan` with cubic voxels along the patient's axes."""
-    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(scan.voxels.shape) - 1)
-    world = nib.affines.apply_affine(scan.affine, corners)
-    shape = tuple(int(n) for n in np.ceil(np.ptp(world, axis=0) / mm) + 1)
-    affine = nib.affines.from_matvec(np.diag([mm] * 3), world.min(0))
+def _grid_along_the_patient(scan: Scan, spacing: Sequence[float]) -> Scan:
+    """A scan of zeros that covers `scan` with voxels of `spacing` (mm) along the patient's axes. Takes no memory."""
+    shape, affine = vox2out_vox((scan.voxels.shape, scan.affine), spacing)
     return replace(scan, voxels=np.broadcast_to(np.float32(0), shape), affine=affine)

@@ -8,10 +8,10 @@ from functools import cached_property
 
 import nibabel as nib
 import numpy as np
-from skimage.measure import label
 
-from mediffuse.image.intensity import AIR_HU, mr_limits
+from mediffuse.image.intensity import AIR_HU
 from mediffuse.image.letterbox import Letterbox
+from mediffuse.scan.head import head_bounds, head_mask, tissue_from
 
 PLANES = ("axial", "coronal", "sagittal")
 MODALITIES = ("CT", "MR")
@@ -75,6 +75,8 @@ class Scan:
     voxels: float32 (X, Y, Z), axes turned to run Right, Anterior, Superior as nearly as they do.
     affine: 4x4, voxel indices to world mm (RAS). native_affine/native_shape: as in the file.
     kind: "picture", "nifti", "itk" (NRRD, MHA) or "dicom". shown: for a picture of a CT, the window it was read with.
+    limits: MR values that are black and white, those of the whole scan also where this is a part of it; None for CT.
+    tags: of a DICOM, what `dicom.known_tags` reads.
     """
 
     voxels: np.ndarray
@@ -85,15 +87,9 @@ class Scan:
     native_shape: tuple[int, ...]
     name: str = "scan"
     shown: str | None = None
-    warnings: tuple[str, ...] = field(default=())
-    tags: dict[str, str] = field(default_factory=dict)  # of a DICOM: `dicom.known_tags`
-
-    @cached_property
-    def limits(self) -> tuple[float, float] | None:
-        """MR values that become black and white; a picture is taken as it is scaled."""
-        if self.modality == "CT":
-            return None
-        return (0.0, 255.0) if self.kind == "picture" else mr_limits(self.voxels)
+    warnings: tuple[str, ...] = ()
+    tags: dict[str, str] = field(default_factory=dict)
+    limits: tuple[float, float] | None = None
 
     @property
     def spacing(self) -> np.ndarray:
@@ -146,20 +142,25 @@ class Scan:
             lengths.append(length)
         return (*starts, *lengths)
 
+    @property
+    def background(self) -> float:
+        """The value of air: -1000 HU, or the MR's black."""
+        return AIR_HU if self.modality == "CT" else self.limits[0]
+
+    @property
+    def tissue(self) -> float:
+        """The value from which on a voxel is tissue and not air."""
+        return tissue_from(self.modality, self.limits)
+
     @cached_property
     def head(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Voxel bounds (low, high), each (3,), of the largest solid region: the head without the
-        table. None for a picture, which has no mm, and where there is none."""
-        if self.kind == "picture":
-            return None
-        step = tuple(max(1, round(4 / mm)) for mm in self.spacing)
-        some = self.voxels[tuple(slice(None, None, s) for s in step)]
-        solid = some > (-300 if self.modality == "CT" else self.limits[0] + 0.1 * (self.limits[1] - self.limits[0]))
-        labels = label(solid, connectivity=1)
-        if not labels.any():
-            return None
-        found = np.argwhere(labels == np.bincount(labels.ravel())[1:].argmax() + 1)
-        return found.min(0) * step, (found.max(0) + 1) * step
+        """Voxel bounds (low, high), each (3,), of the head; None for a picture, which has no mm, and where
+        there is no head."""
+        return None if self.kind == "picture" else head_bounds(self.voxels, self.spacing, self.tissue)
+
+    def head_mask(self) -> np.ndarray:
+        """Where the head is, bool (X, Y, Z), with its holes filled."""
+        return head_mask(self.voxels, self.spacing, self.tissue)
 
     def check_same_grid(self, other: Scan) -> None:
         """Raise ScanError unless `other` has this scan's grid: shape, and affine within 0.1 mm."""
@@ -186,15 +187,15 @@ class Scan:
         shift[axis, 3] = index
         return replace(self, voxels=np.take(self.voxels, [index], axis), affine=self.affine @ shift)
 
-    def slice_to_nifti(self, one: Slice, pixels: np.ndarray) -> nib.Nifti1Image:
-        """`pixels` (rows, columns) shown like `one` as a one-slice NIfTI in this scan's place.
+    def slice_to_nifti(self, place: Slice, pixels: np.ndarray) -> nib.Nifti1Image:
+        """`pixels` (rows, columns), turned as the slice `place` is, as a one-slice NIfTI in that slice's place.
 
         The image has the file's own axes and affine (shifted to the slice), so it overlays it.
         """
-        axis = _AXIS[one.plane]
+        axis = _AXIS[place.plane]
         slab = np.expand_dims(from_shown(pixels), axis).astype(np.float32)
         shift = np.eye(4)
-        shift[axis, 3] = one.index
+        shift[axis, 3] = place.index
         return self._to_native(slab, self.affine @ shift)
 
     def to_nifti(self, voxels: np.ndarray) -> nib.Nifti1Image:
@@ -209,11 +210,11 @@ class Scan:
         return image
 
     @staticmethod
-    def shown_in(voxels: np.ndarray, one: Slice) -> np.ndarray:
-        """The part of `voxels` (X, Y, Z) that `one` shows, turned as it is shown: a view, to be written to."""
-        where = [np.s_[:]] * 3
-        where[_AXIS[one.plane]] = one.index
-        return as_shown(voxels[tuple(where)])
+    def shown_in(voxels: np.ndarray, place: Slice) -> np.ndarray:
+        """The part of `voxels` (X, Y, Z) that the slice `place` shows, turned as that is: a view, to be written to."""
+        index = [np.s_[:]] * 3
+        index[_AXIS[place.plane]] = place.index
+        return as_shown(voxels[tuple(index)])
 
 
 def as_shown(plane: np.ndarray) -> np.ndarray:
@@ -222,6 +223,7 @@ def as_shown(plane: np.ndarray) -> np.ndarray:
 
 
 def from_shown(pixels: np.ndarray) -> np.ndarray:
+    """(rows, columns) to (first, second) canonical axes: the inverse of `as_shown`."""
     return pixels.T[::-1, ::-1]
 
 
@@ -240,13 +242,18 @@ def check_size(shape, name: str, most: int = MAX_VOXELS) -> None:
         )
 
 
-def canonical(voxels, affine, modality, kind, name, shown=None) -> Scan:
+def canonical(voxels: np.ndarray, affine: np.ndarray, modality: str, kind: str, name: str) -> Scan:
+    """A scan of `voxels` as they are in a file, with their axes turned to run Right, Anterior, Superior.
+
+    Its MR limits are still to be found. Raises ScanError for an affine that is no position, and for a volume
+    too small to show a slice.
+    """
     usable = np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-9
     ornt = nib.io_orientation(affine) if usable else None
     if ornt is None or np.isnan(ornt).any():
         raise ScanError(f"{name} has no usable position or voxel size in its header. Export it again.")
     turned = nib.apply_orientation(voxels, ornt)
-    canonical = affine @ nib.orientations.inv_ornt_aff(ornt, voxels.shape)
+    turned_affine = affine @ nib.orientations.inv_ornt_aff(ornt, voxels.shape)
     if sorted(turned.shape)[1] < MIN_SIDE:
         raise ScanError(f"{name} is only {' x '.join(map(str, voxels.shape))} voxels: too small to translate.")
-    return Scan(turned, canonical, modality, kind, affine, voxels.shape, name, shown)
+    return Scan(turned, turned_affine, modality, kind, affine, voxels.shape, name)

@@ -16,7 +16,6 @@ from mediffuse.directions import modalities
 from mediffuse.image.contours import Thresholds
 from mediffuse.image.intensity import AIR_HU, MR_OUTPUT_LIMITS
 from mediffuse.scan import PLANES, Scan, ScanError
-from mediffuse.scan.head import head_mask
 from mediffuse.scan.resample import resampled, straightened
 from mediffuse.translate.slices import Settings, Translator, to_model_image, to_slice
 
@@ -86,7 +85,7 @@ def translate_volume(
     size = checkpoint.size
     together = passes.batch or (1 if checkpoint.pipeline.device.type == "cpu" else 8)
     upright = straightened(scan)
-    head = head_mask(upright)
+    head = upright.head_mask()
     if not head.any():
         raise ScanError(f"{scan.name} shows no head: there is nothing to translate in it.")
     planes = passes.planes if min(upright.voxels.shape) > 1 else (upright.plane,)
