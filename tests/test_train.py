@@ -17,7 +17,7 @@ from mediffuse.scan import Slice
 from mediffuse.translate import Settings, Translator, direct
 from mediffuse.translate.checkpoints import Checkpoints
 from tests import tiny
-from train.common import Options, PairDataset, parse_options
+from train.loop import Options, PairDataset, parse_options
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -96,7 +96,7 @@ def test_autoencoder_latents_are_standardised(work):
     from diffusers import AutoencoderKL
 
     from mediffuse.dataset import read_image, read_rows
-    from train.common import to_tensor
+    from train.loop import to_tensor
 
     vae = AutoencoderKL.from_pretrained(work / "ae" / "vae")
     folder = work / "data" / "train"
@@ -214,9 +214,9 @@ def test_one_step_training_sees_what_the_fast_path_makes(kind):
     from mediffuse.image.intensity import decode_ct
     from mediffuse.translate import generate
     from mediffuse.translate.checkpoints import describe
-    from train.common import to_tensor
     from train.controlnet import Contours
     from train.ip2p import Ip2p
+    from train.loop import to_tensor
     from train.onestep import OneStep, OneStepOptions
 
     pipeline, direction = getattr(tiny, kind)(), "ct2mr" if kind == "ip2p" else "contour2mr"
@@ -332,14 +332,14 @@ def test_epsilon_trains_and_is_judged_by_sampling(work, tmp_path):
 
 def test_one_window_is_trained_and_judged_alike(work):
     from mediffuse.image.intensity import encode_ct
-    from train import common
+    from train import loop
 
     dataset = PairDataset(work / "data", "train", ("ct2mr",), ct_windows=1)
     channels = dataset[3]["input"]
     np.testing.assert_array_equal(channels[0], channels[2])
     hu = np.random.default_rng(0).uniform(-1000, 2000, (8, 8)).astype(np.float32)
     image = encode_ct(hu)
-    copied = common._of_single_window(lambda source, row: common.single_window(image)[None])
+    copied = loop._of_single_window(lambda source, row: loop.single_window(image)[None])
     np.testing.assert_allclose(copied(image, {"direction": "mr2ct"})[0], image, atol=1e-3)
 
 

@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mediffuse.dataset import central_rows, read_image, read_rows
 from mediffuse.image.intensity import MR_OUTPUT_LIMITS, decode
 from mediffuse.metrics import paper, to_grey
-from train import augment, models
-from train.common import Options, Run, enter, parse_options, to_tensor, write_details
+from train import augment, networks
+from train.loop import Options, Run, enter, parse_options, to_tensor, write_details
 from train.pixels import PixelLoss, PixelOptions
 
 
@@ -155,11 +155,11 @@ def ceilings(vae, options: AutoencoderOptions) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> None:
     options = parse_options(AutoencoderOptions, "autoencoder", argv, __doc__)
     if options.judge_dir:
-        print(ceilings(models.load_autoencoder(options.judge_dir), options))
+        print(ceilings(networks.load_autoencoder(options.judge_dir), options))
         return
     dataset = ImageDataset(options)
     torch.manual_seed(options.seed)
-    vae = models.load_autoencoder(options.base_dir) if options.base_dir else models.autoencoder(options.autoencoder)
+    vae = networks.load_autoencoder(options.base_dir) if options.base_dir else networks.autoencoder(options.autoencoder)
     run = Run(options, Objective(vae, options))
 
     def save(output: Path) -> None:

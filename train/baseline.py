@@ -18,7 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mediffuse.evaluate.predict import direct_predictor
 from mediffuse.translate import direct
-from train.common import Options, Run, enter, parse_options, training_pairs, validate, write_details
+from train.loop import Options, Run, enter, parse_options, training_pairs, validate, write_details
 from train.pixels import weighted_windows
 
 

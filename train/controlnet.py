@@ -19,9 +19,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mediffuse.image.contours import Thresholds
-from train import models
-from train.common import Run, enter, parse_options, training_pairs, validate_pipeline, write_details
+from train import networks
 from train.ip2p import Denoising, DenoisingOptions, starts
+from train.loop import Run, enter, parse_options, training_pairs, validate_pipeline, write_details
 
 
 @dataclass
@@ -61,15 +61,15 @@ def main(argv: list[str] | None = None) -> None:
     dataset = training_pairs(options, ["contour2mr"], thresholds)
     torch.manual_seed(options.seed)
     base = DiffusionPipeline.from_pretrained(options.base, safety_checker=None, dtype=torch.float32)
-    models.widen_conv_in(base.unet, base.vae.config.latent_channels)
-    controlnet = models.controlnet(base.unet, options.conditioning_channels)
-    pipeline = models.controlnet_pipeline(base.vae, base.text_encoder, base.tokenizer, base.unet, controlnet)
+    networks.widen_conv_in(base.unet, base.vae.config.latent_channels)
+    controlnet = networks.controlnet(base.unet, options.conditioning_channels)
+    pipeline = networks.controlnet_pipeline(base.vae, base.text_encoder, base.tokenizer, base.unet, controlnet)
     pipeline.unet.requires_grad_(options.train_unet)
     pipeline.text_encoder.requires_grad_(options.train_text_encoder)
     run = Run(options, Contours(pipeline, options))
 
     def save(output: Path) -> None:
-        models.save_half(pipeline, output / "controlnet")
+        networks.save_half(pipeline, output / "controlnet")
         write_details(
             output / "controlnet",
             run,

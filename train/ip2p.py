@@ -24,8 +24,8 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mediffuse.translate import checkpoints
-from train import latents, models
-from train.common import Options, Run, enter, parse_options, schedule, training_pairs, validate_pipeline, write_details
+from train import latents, networks
+from train.loop import Options, Run, enter, parse_options, schedule, training_pairs, validate_pipeline, write_details
 
 
 @dataclass
@@ -153,12 +153,12 @@ def build(options: Ip2pOptions):
         from diffusers import DiffusionPipeline
 
         base = DiffusionPipeline.from_pretrained(options.base, safety_checker=None, dtype=torch.float32)
-        models.widen_conv_in(base.unet, 2 * base.vae.config.latent_channels)
-        return models.ip2p_pipeline(base.vae, base.text_encoder, base.tokenizer, base.unet)
-    vae = models.load_autoencoder(options.vae_dir)
-    tokenizer = models.byte_tokenizer()
-    text = models.text_encoder(options.text_encoder, tokenizer)
-    return models.ip2p_pipeline(vae, text, tokenizer, models.unet(options.unet, vae, text, image_conditioned=True))
+        networks.widen_conv_in(base.unet, 2 * base.vae.config.latent_channels)
+        return networks.ip2p_pipeline(base.vae, base.text_encoder, base.tokenizer, base.unet)
+    vae = networks.load_autoencoder(options.vae_dir)
+    tokenizer = networks.byte_tokenizer()
+    text = networks.text_encoder(options.text_encoder, tokenizer)
+    return networks.ip2p_pipeline(vae, text, tokenizer, networks.unet(options.unet, vae, text, image_conditioned=True))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> None:
     run = Run(options, Ip2p(pipeline, options))
 
     def save(output: Path) -> None:
-        models.save_half(pipeline, output / "ip2p")
+        networks.save_half(pipeline, output / "ip2p")
         write_details(
             output / "ip2p", run, options.base or options.vae_dir, directions=options.directions, **starts(options)
         )

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from train.common import Options, PairDataset, data_sha256
+from train.loop import Options, PairDataset, data_sha256
 
 NAMES = ("input", "target")
 

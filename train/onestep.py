@@ -23,8 +23,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mediffuse.directions import sharpened
 from mediffuse.translate import checkpoints
-from train import models
-from train.common import (
+from train import networks
+from train.controlnet import Contours
+from train.ip2p import Denoising, DenoisingOptions, Ip2p, select, starts
+from train.loop import (
     Run,
     enter,
     parse_options,
@@ -32,8 +34,6 @@ from train.common import (
     validate_pipeline,
     write_details,
 )
-from train.controlnet import Contours
-from train.ip2p import Denoising, DenoisingOptions, Ip2p, select, starts
 from train.pixels import Critic, PixelLoss, PixelOptions, limited, random_part
 
 
@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(options.seed)
     pipeline = DiffusionPipeline.from_pretrained(options.base, safety_checker=None, dtype=torch.float32)
     if options.vae_dir:
-        pipeline.vae = models.load_autoencoder(options.vae_dir)
+        pipeline.vae = networks.load_autoencoder(options.vae_dir)
     checkpoint = checkpoints.describe(pipeline, options.base)
     if not checkpoint.one_step:
         raise SystemExit(f"{options.base} has another schedule than v-prediction with zero terminal SNR.")
@@ -143,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def save(output: Path) -> None:
         folder = output / ("controlnet" if contours else "ip2p")
-        models.save_half(pipeline, folder)
+        networks.save_half(pipeline, folder)
         speeds = ["fast", *(["sharp"] if options.sharp_share else []), "diffusion"]
         details.update(speeds=speeds, **starts(options, options.base))
         write_details(folder, run, options.base, options.vae_dir, **details)

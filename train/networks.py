@@ -15,7 +15,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from train.common import schedule
+from train.loop import schedule
 
 
 def autoencoder(config: dict) -> AutoencoderKL:
