@@ -17,7 +17,7 @@ from mediffuse.scan import Slice
 from mediffuse.translate import Settings, Translator, direct
 from mediffuse.translate.checkpoints import Checkpoints
 from tests import tiny
-from train.common import Options, PairDataset, parse_options
+from train.pairs import PairDataset
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -96,7 +96,7 @@ def test_autoencoder_latents_are_standardised(work):
     from diffusers import AutoencoderKL
 
     from mediffuse.dataset import read_image, read_rows
-    from train.common import to_tensor
+    from train.pairs import to_tensor
 
     vae = AutoencoderKL.from_pretrained(work / "ae" / "vae")
     folder = work / "data" / "train"
@@ -214,10 +214,9 @@ def test_one_step_training_sees_what_the_fast_path_makes(kind):
     from mediffuse.image.intensity import decode_ct
     from mediffuse.translate import generate
     from mediffuse.translate.checkpoints import describe
-    from train.common import to_tensor
-    from train.controlnet import Contours
-    from train.ip2p import Ip2p
+    from train.denoising import Contours, Ip2p
     from train.onestep import OneStep, OneStepOptions
+    from train.pairs import to_tensor
 
     pipeline, direction = getattr(tiny, kind)(), "ct2mr" if kind == "ip2p" else "contour2mr"
     image = np.random.default_rng(0).random((tiny.SIZE, tiny.SIZE, 3), np.float32)
@@ -240,7 +239,7 @@ def test_one_step_training_sees_what_the_fast_path_makes(kind):
 
 
 def test_one_step_learns_in_pixels():
-    from train.ip2p import Ip2p
+    from train.denoising import Ip2p
     from train.onestep import OneStep, OneStepOptions
 
     pipeline, options = tiny.ip2p(), OneStepOptions(keep_share=0.25, ssim_weight=0.2)
@@ -267,7 +266,8 @@ def test_one_step_learns_in_pixels():
 
 def test_samples_from_the_mean_start_at_the_fast_prediction(monkeypatch):
     """At the last timestep the noisy latents are the prediction with `mean_noise` on it, and nothing of the truth."""
-    from train.ip2p import Ip2p, Ip2pOptions
+    from train.denoising import Ip2p
+    from train.ip2p import Ip2pOptions
 
     pipeline = tiny.ip2p()
     options = Ip2pOptions(zero_share=0, terminal_share=1, mean_share=1, mean_noise=[0.2, 0.2])
@@ -292,7 +292,7 @@ def test_samples_from_the_mean_start_at_the_fast_prediction(monkeypatch):
 
 def test_the_sharp_variant_is_asked_for_and_judged_by_a_critic():
     from mediffuse.lpips import BUNDLED
-    from train.ip2p import Ip2p
+    from train.denoising import Ip2p
     from train.onestep import OneStep, OneStepOptions
 
     options = OneStepOptions(keep_share=0, sharp_share=1, lpips_weight=0.1, lpips=BUNDLED, lpips_crop=40)
@@ -424,14 +424,15 @@ def test_epsilon_trains_and_is_judged_by_sampling(work, tmp_path):
 
 def test_one_window_is_trained_and_judged_alike(work):
     from mediffuse.image.intensity import encode_ct
-    from train import common
+    from train.pairs import single_window
+    from train.validate import of_single_window
 
     dataset = PairDataset(work / "data", "train", ("ct2mr",), ct_windows=1)
     channels = dataset[3]["input"]
     np.testing.assert_array_equal(channels[0], channels[2])
     hu = np.random.default_rng(0).uniform(-1000, 2000, (8, 8)).astype(np.float32)
     image = encode_ct(hu)
-    copied = common._of_single_window(lambda source, row: common.single_window(image)[None])
+    copied = of_single_window(lambda source, row: single_window(image)[None])
     np.testing.assert_allclose(copied(image, {"direction": "mr2ct"})[0], image, atol=1e-3)
 
 
@@ -455,34 +456,6 @@ def test_ablations_run_and_make_their_table(work, tmp_path):
     assert re.search(r"\| frozen \| [\d.]+ / [-\d.]+ \| [\d.]+ / [-\d.]+ \|", text)
     assert "train/ip2p.py" in text
     assert "Never run" not in text
-
-
-def test_shipped_ablations_are_understood():
-    from train import ablations
-    from train.autoencoder import AutoencoderOptions
-    from train.controlnet import ControlnetOptions
-    from train.ip2p import Ip2pOptions
-    from train.onestep import OneStepOptions
-
-    config = yaml.safe_load((ROOT / "train" / "configs" / "ablations.yaml").read_text())
-    classes = {
-        "autoencoder.py": AutoencoderOptions,
-        "ip2p.py": Ip2pOptions,
-        "controlnet.py": ControlnetOptions,
-        "onestep.py": OneStepOptions,
-    }
-    for group in config["groups"]:
-        cls, section = classes[group["script"]], group["script"].removesuffix(".py")
-        options = [
-            parse_options(
-                cls,
-                section,
-                ablations.command(section, {**config["common"], **group["options"], **own}, Path("x"))[2:],
-                "",
-            )
-            for own in group["arms"].values()
-        ]
-        assert all(a != b for i, a in enumerate(options) for b in options[:i]), group["title"]
 
 
 def test_two_processes_train_one_model(work, tmp_path):
@@ -519,44 +492,9 @@ def test_clear_error_without_autoencoder(work, tmp_path):
     assert "--vae-dir or --base" in done.stderr
 
 
-def test_options_merge_config_and_command_line(tmp_path):
-    config = tmp_path / "c.yaml"
-    config.write_text("common: {seed: 3, mixed_precision: no}\nip2p: {steps: 7, weights: {axial: 2.0}}\n")
-    options = parse_options(
-        Options, "ip2p", ["--config", str(config), "--steps", "9", "--weights", "{coronal: 0.5}"], ""
-    )
-    assert (options.seed, options.steps, options.mixed_precision) == (3, 9, "no")
-    assert options.weights == {"axial": 2.0, "coronal": 0.5}
-    config.write_text("ip2p: {stepps: 7}\n")
-    with pytest.raises(SystemExit):
-        parse_options(Options, "ip2p", ["--config", str(config)], "")
-
-
 def test_samples_depend_on_seed_and_number_alone(work):
     one, two = (PairDataset(work / "data", "train", ("ct2mr", "mr2ct"), seed=4) for _ in range(2))
     np.testing.assert_array_equal(one[5]["input"], two[5]["input"])
     assert not np.array_equal(one[5]["input"], one[6]["input"])
     assert one[5]["input"].shape == (3, 64, 64)
     assert -1 <= one[5]["input"].min() <= one[5]["input"].max() <= 1
-
-
-@pytest.mark.parametrize("name", ["mini", "mini_whole", "mini_latents", "mini_contours", "sd15"])
-def test_shipped_configs_are_understood(name):
-    from train.autoencoder import AutoencoderOptions
-    from train.baseline import BaselineOptions
-    from train.controlnet import ControlnetOptions
-    from train.ip2p import Ip2pOptions
-    from train.onestep import OneStepOptions
-
-    path = str(ROOT / "train" / "configs" / f"{name}.yaml")
-    sections = yaml.safe_load(Path(path).read_text())
-    classes = {
-        "autoencoder": AutoencoderOptions,
-        "ip2p": Ip2pOptions,
-        "controlnet": ControlnetOptions,
-        "baseline": BaselineOptions,
-        "onestep": OneStepOptions,
-    }
-    assert set(sections) <= {"common", *classes}
-    for section in set(sections) - {"common"}:
-        assert parse_options(classes[section], section, ["--config", path], "").steps > 0

@@ -8,7 +8,7 @@ import os
 import torch
 
 from mediffuse.translate import direct
-from train import models
+from train import networks
 
 SIZE = 64
 AUTOENCODER = {
@@ -39,18 +39,18 @@ def cpu_environment() -> dict:
 
 def parts(image_conditioned: bool):
     torch.manual_seed(0)
-    tokenizer = models.byte_tokenizer()
-    vae, text = models.autoencoder(AUTOENCODER), models.text_encoder(TEXT, tokenizer)
-    return vae, text, tokenizer, models.unet(UNET, vae, text, image_conditioned)
+    tokenizer = networks.byte_tokenizer()
+    vae, text = networks.autoencoder(AUTOENCODER), networks.text_encoder(TEXT, tokenizer)
+    return vae, text, tokenizer, networks.unet(UNET, vae, text, image_conditioned)
 
 
 def ip2p():
-    return models.ip2p_pipeline(*parts(image_conditioned=True))
+    return networks.ip2p_pipeline(*parts(image_conditioned=True))
 
 
 def controlnet():
     vae, text, tokenizer, unet = parts(image_conditioned=False)
-    return models.controlnet_pipeline(vae, text, tokenizer, unet, models.controlnet(unet, [4, 8, 8, 8]))
+    return networks.controlnet_pipeline(vae, text, tokenizer, unet, networks.controlnet(unet, [4, 8, 8, 8]))
 
 
 def modules(pipeline) -> list[torch.nn.Module]:
@@ -59,8 +59,8 @@ def modules(pipeline) -> list[torch.nn.Module]:
 
 def save_all(folder):
     """Checkpoints as train/ leaves them: folder/ip2p, folder/controlnet and folder/direct."""
-    models.save_half(ip2p(), folder / "ip2p")
-    models.save_half(controlnet(), folder / "controlnet")
+    networks.save_half(ip2p(), folder / "ip2p")
+    networks.save_half(controlnet(), folder / "controlnet")
     torch.manual_seed(0)
     direct.build(DIRECT, 8).half().save_pretrained(folder / "direct")
     (folder / "direct" / "mediffuse.json").write_text('{"directions": ["ct2mr", "mr2ct"]}')

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import re
 import shlex
 import subprocess
@@ -19,6 +18,9 @@ import sys
 from pathlib import Path
 
 import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from train.options import command_line
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = {
@@ -28,15 +30,6 @@ COLUMNS = {
     "mr2ct": "MRI → CT",
     "contour2mr": "Contours → MRI",
 }
-
-
-def command(script: str, options: dict, output: Path) -> list[str]:
-    """A trainer's command line; mappings and lists are given as JSON, which is YAML."""
-    words = ["python", f"train/{script}"]
-    for name, value in {**options, "output": output}.items():
-        plain = value if isinstance(value, str) else str(value) if isinstance(value, Path) else json.dumps(value)
-        words += [f"--{name.replace('_', '-')}", plain]
-    return words
 
 
 def figures(output: Path) -> dict[str, float]:
@@ -86,7 +79,8 @@ def main() -> None:
         group["runs"] = []
         for name, own in group["arms"].items():
             output = args.runs / re.sub(r"[^a-z0-9]+", "-", f"{group['title']} {name}".lower()).strip("-")
-            words = command(group["script"], {**config["common"], **group["options"], **own}, output)
+            options = {**config["common"], **group["options"], **own, "output": output}
+            words = command_line(group["script"], options)
             wanted = args.only.lower() in group["title"].lower()
             if "lpips_weight" in own:
                 wanted = wanted and args.lpips

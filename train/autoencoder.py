@@ -17,6 +17,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -26,22 +27,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mediffuse.dataset import central_rows, read_image, read_rows
 from mediffuse.image.intensity import MR_OUTPUT_LIMITS, decode
 from mediffuse.metrics import paper, to_grey
-from train import augment, models
-from train.common import Options, Run, enter, parse_options, to_tensor, write_details
+from train import augment, networks
+from train.loop import Run, write_details
+from train.options import Options, parse_options, run_as_command
+from train.pairs import ENDLESS, to_tensor
 from train.pixels import PixelLoss, PixelOptions
 
 
 @dataclass
 class AutoencoderOptions(PixelOptions, Options):
-    autoencoder: dict = field(default_factory=dict)  # AutoencoderKL's config
-    base_dir: Path | None = None  # an autoencoder to go on from, instead of a fresh one
-    crop: int = 128  # side of the training crops in pixels
-    window_weights: list = field(default_factory=lambda: [1.0, 1.0, 1.0])  # loss of the full, tissue and brain window
-    kl_weight: float = 1e-6
-    train_encoder: bool = True
-    latent_noise: float = 0.0  # largest standard deviation of the noise on the latents, drawn from 0 up
-    unpaired_share: float = 0.2  # share of samples from unpaired/
-    judge_dir: Path | None = None  # print the ceiling of this autoencoder and train nothing
+    autoencoder: Annotated[dict, "AutoencoderKL's config, of a fresh one"] = field(default_factory=dict)
+    base_dir: Annotated[Path | None, "an autoencoder to go on from; none: a fresh one"] = None
+    crop: Annotated[int, "side of the training crops in pixels"] = 128
+    window_weights: Annotated[list, "of the loss of the full, tissue and brain window"] = field(
+        default_factory=lambda: [1.0, 1.0, 1.0]
+    )
+    kl_weight: Annotated[float, "of the loss that keeps latents near a standard normal distribution"] = 1e-6
+    train_encoder: Annotated[bool, "false: the decoder alone, so the latents stay as they are"] = True
+    latent_noise: Annotated[float, "largest standard deviation of the noise on the latents, drawn from 0 up"] = 0.0
+    unpaired_share: Annotated[float, "share of samples from the CT pictures that have no MRI"] = 0.2
+    judge_dir: Annotated[Path | None, "print the ceiling of this autoencoder and train nothing"] = None
 
 
 class ImageDataset(Dataset):
@@ -59,7 +64,7 @@ class ImageDataset(Dataset):
             self.unpaired = [unpaired / r["file_name"] for r in read_rows(unpaired)]
 
     def __len__(self) -> int:
-        return 1 << 40
+        return ENDLESS
 
     def __getitem__(self, item: int) -> np.ndarray:
         o = self.options
@@ -155,11 +160,11 @@ def ceilings(vae, options: AutoencoderOptions) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> None:
     options = parse_options(AutoencoderOptions, "autoencoder", argv, __doc__)
     if options.judge_dir:
-        print(ceilings(models.load_autoencoder(options.judge_dir), options))
+        print(ceilings(networks.load_autoencoder(options.judge_dir), options))
         return
     dataset = ImageDataset(options)
     torch.manual_seed(options.seed)
-    vae = models.load_autoencoder(options.base_dir) if options.base_dir else models.autoencoder(options.autoencoder)
+    vae = networks.load_autoencoder(options.base_dir) if options.base_dir else networks.autoencoder(options.autoencoder)
     run = Run(options, Objective(vae, options))
 
     def save(output: Path) -> None:
@@ -180,4 +185,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    enter(main)
+    run_as_command(main)

@@ -12,22 +12,30 @@ import copy
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mediffuse.evaluate.predict import direct_predictor
 from mediffuse.translate import direct
-from train.common import Options, Run, enter, parse_options, training_pairs, validate, write_details
+from train.loop import Run, write_details
+from train.options import Options, parse_options, run_as_command
+from train.pairs import training_pairs
 from train.pixels import weighted_windows
+from train.validate import validate
 
 
 @dataclass
 class BaselineOptions(Options):
-    directions: list = field(default_factory=lambda: ["ct2mr", "mr2ct"])  # or contour2mr alone
-    unet: dict = field(default_factory=dict)  # UNet2DModel's config
-    patch: int = 8  # pixels folded into channels, per side
-    window_weights: list = field(default_factory=lambda: [1.0, 1.0, 1.0])  # loss of the full, tissue and brain window
+    directions: Annotated[list, "what is translated; contour2mr alone"] = field(
+        default_factory=lambda: ["ct2mr", "mr2ct"]
+    )
+    unet: Annotated[dict, "UNet2DModel's config"] = field(default_factory=dict)
+    patch: Annotated[int, "pixels a side that are folded into channels"] = 8
+    window_weights: Annotated[list, "of the loss of the full, tissue and brain window"] = field(
+        default_factory=lambda: [1.0, 1.0, 1.0]
+    )
 
 
 class Regression(torch.nn.Module):
@@ -41,8 +49,8 @@ class Regression(torch.nn.Module):
     def forward(self, batch: dict, generator: torch.Generator) -> torch.Tensor:
         source = batch["hint"] * 2 - 1 if "hint" in batch else batch["input"]
         labels = torch.tensor([direct.LABELS[p] for p in batch["prompt"]], device=source.device)
-        made = direct.forward(self.unet, source, labels).float()
-        return (self.weights * (made - batch["target"]).abs()).mean()
+        prediction = direct.forward(self.unet, source, labels).float()
+        return (self.weights * (prediction - batch["target"]).abs()).mean()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -70,4 +78,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    enter(main)
+    run_as_command(main)

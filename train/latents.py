@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from train.common import Options, PairDataset, data_sha256
+from train.options import Options
+from train.pairs import ENDLESS, PairDataset, data_sha256
 
 NAMES = ("input", "target")
 
@@ -27,7 +28,7 @@ class LatentDataset(Dataset):
         self.prompts = json.loads((folder / "latents.json").read_text())["prompts"]
 
     def __len__(self) -> int:
-        return 1 << 40
+        return ENDLESS
 
     def __getitem__(self, item: int) -> dict:
         if self.latents is None:  # opened by the process that reads it

@@ -17,41 +17,39 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mediffuse.directions import sharpened
 from mediffuse.translate import checkpoints
-from train import models
-from train.common import (
-    Run,
-    enter,
-    parse_options,
-    training_pairs,
-    validate_pipeline,
-    write_details,
-)
-from train.controlnet import Contours
-from train.ip2p import Denoising, DenoisingOptions, Ip2p, select, starts
+from train import networks
+from train.denoising import Contours, Denoising, DenoisingOptions, Ip2p, select, start_of_sampling
+from train.loop import Run, write_details
+from train.options import parse_options, run_as_command
+from train.pairs import training_pairs
 from train.pixels import Critic, PixelLoss, PixelOptions, limited, random_part
+from train.validate import validate_pipeline
 
 
 @dataclass
 class OneStepOptions(PixelOptions, DenoisingOptions):
-    base: str = ""  # the pipeline to go on from
-    vae_dir: Path | None = None  # an autoencoder with the same latents and another decoder, to take the base's place
-    train_unet: bool = True  # of a ControlNet pipeline
-    train_decoder: bool = False
-    crop: int = 0  # side in pixels of the random part that is decoded and compared; 0: all
-    sharp_share: float = 0.0  # share of samples that learn the sharp variant: LPIPS and a critic beside the rest
-    lpips_crop: int = 0  # side in pixels of the random part that LPIPS compares; 0: all
-    critic_share: float = 0.0  # gradient of the critic's verdict, of that of the other losses; 0: no critic
-    critic_ramp: int = 300  # steps until it has that share
-    keep_share: float = 0.2  # share of samples that go on denoising
-    keep_weight: float = 0.25  # of their loss, which is in latents
-    zero_share: float = 0.0  # these three: of the samples that go on denoising
-    terminal_share: float = 0.25
+    base: Annotated[str, "the pipeline to go on from"] = ""
+    vae_dir: Annotated[Path | None, "an autoencoder to use, with the latents of the base's and another decoder"] = None
+    train_unet: Annotated[bool, "train the UNet of a ControlNet pipeline, too"] = True
+    train_decoder: Annotated[bool, "train the autoencoder's decoder, too"] = False
+    crop: Annotated[int, "side in pixels of the random part that is decoded and compared; 0: all"] = 0
+    sharp_share: Annotated[float, "share of samples that learn the sharp variant, by LPIPS and a critic, too"] = 0.0
+    lpips_crop: Annotated[int, "side in pixels of the random part that LPIPS compares; 0: all"] = 0
+    critic_share: Annotated[float, "gradient of the critic's verdict over that of the other losses; 0: no critic"] = 0.0
+    critic_ramp: Annotated[int, "steps until the critic has that share"] = 300
+    keep_share: Annotated[float, "share of samples that go on denoising, by the next three options, too"] = 0.2
+    keep_weight: Annotated[float, "of their loss, which is in latents"] = 0.25
+    zero_share: Annotated[float, "of the samples that go on denoising, those from zero latents"] = 0.0
+    terminal_share: Annotated[float, "of the samples that go on denoising, those at the last timestep from noise"] = (
+        0.25
+    )
 
 
 class OneStep(torch.nn.Module):
@@ -81,26 +79,26 @@ class OneStep(torch.nn.Module):
         """Mean loss of a batch in pixels; `sharp` (B,), bool: which ask for the sharp variant."""
         o = self.options
         prompts = [sharpened(p) if asked else p for p, asked in zip(batch["prompt"], sharp, strict=True)]
-        made, target, source = self.one_step({**batch, "prompt": prompts}, generator)
-        losses = self.compare(made, target)
+        prediction, target, source = self.one_step({**batch, "prompt": prompts}, generator)
+        losses = self.compare(prediction, target)
         if not sharp.any():
             return losses.mean()
         if o.lpips_weight:
-            side = o.lpips_crop or made.shape[-1]
-            top, left = random_part(made.shape[-1], side, generator)
-            part = [x[sharp][..., top : top + side, left : left + side] for x in (made, target)]
+            side = o.lpips_crop or prediction.shape[-1]
+            top, left = random_part(prediction.shape[-1], side, generator)
+            part = [x[sharp][..., top : top + side, left : left + side] for x in (prediction, target)]
             losses = losses.index_add(0, sharp.nonzero().flatten().to(losses.device), self.compare.perceptual(*part))
         if not self.critic:
             return losses.mean()
         # In full precision: spectral norm's power iteration needs it, and it is a small part of a step.
-        with torch.autocast(made.device.type, enabled=False):
-            judged = [x[sharp].float() for x in (source, made, target)]
+        with torch.autocast(prediction.device.type, enabled=False):
+            judged = [x[sharp].float() for x in (source, prediction, target)]
             share = o.critic_share * min(1.0, float(self.calls) / max(1, o.critic_ramp))
-            total = limited(losses.mean(), -self.critic(judged[0], judged[1]).mean(), made, share, sharp)
+            total = limited(losses.mean(), -self.critic(judged[0], judged[1]).mean(), prediction, share, sharp)
             return total + self.critic.loss(*judged)
 
     def one_step(self, batch: dict, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-        """(made, target, source) as pictures (B, 3, S, S) in [-1, 1], or one random part of each."""
+        """(prediction, target, source) as pictures (B, 3, S, S) in [-1, 1], or one random part of each."""
         net, vae = self.denoising, self.denoising.vae
         target, count = batch["target"], len(batch["target"])
         source = batch["hint"] * 2 - 1 if "hint" in batch else batch["input"]
@@ -118,15 +116,13 @@ class OneStep(torch.nn.Module):
 
 
 def main(argv: list[str] | None = None) -> None:
-    from diffusers import DiffusionPipeline
-
     options = parse_options(OneStepOptions, "onestep", argv, __doc__)
     if not options.base:
         raise SystemExit("Give --base: the pipeline that train/ip2p.py or train/controlnet.py wrote.")
     torch.manual_seed(options.seed)
-    pipeline = DiffusionPipeline.from_pretrained(options.base, safety_checker=None, dtype=torch.float32)
+    pipeline = networks.load_pipeline(options.base)
     if options.vae_dir:
-        pipeline.vae = models.load_autoencoder(options.vae_dir)
+        pipeline.vae = networks.load_autoencoder(options.vae_dir)
     checkpoint = checkpoints.describe(pipeline, options.base)
     if not checkpoint.one_step:
         raise SystemExit(f"{options.base} has another schedule than v-prediction with zero terminal SNR.")
@@ -143,9 +139,9 @@ def main(argv: list[str] | None = None) -> None:
 
     def save(output: Path) -> None:
         folder = output / ("controlnet" if contours else "ip2p")
-        models.save_half(pipeline, folder)
+        networks.save_half(pipeline, folder)
         speeds = ["fast", *(["sharp"] if options.sharp_share else []), "diffusion"]
-        details.update(speeds=speeds, **starts(options, options.base))
+        details.update(speeds=speeds, **start_of_sampling(options, options.base))
         write_details(folder, run, options.base, options.vae_dir, **details)
 
     def judge() -> dict:
@@ -155,4 +151,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    enter(main)
+    run_as_command(main)

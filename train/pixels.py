@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +18,14 @@ from mediffuse.dataset import DatasetError
 class PixelOptions:
     """Weights of the parts of `PixelLoss`."""
 
-    l1_weight: float = 1.0
-    l2_weight: float = 2.0
-    ssim_weight: float = 0.0  # of 1 - SSIM
-    lpips_weight: float = 0.0
-    lpips: Path | None = None  # weights of tools/lpips_weights.py; VGG16's, since AlexNet's judge
-    window_weights: list = field(default_factory=lambda: [1.5, 0.9, 0.6])  # loss of the full, tissue and brain window
+    l1_weight: Annotated[float, "of the mean absolute error"] = 1.0
+    l2_weight: Annotated[float, "of the mean squared error"] = 2.0
+    ssim_weight: Annotated[float, "of 1 - SSIM"] = 0.0
+    lpips_weight: Annotated[float, "of LPIPS"] = 0.0
+    lpips: Annotated[Path | None, "weights of tools/lpips_weights.py: VGG16's, since AlexNet's judge"] = None
+    window_weights: Annotated[list, "of the loss of the full, tissue and brain window"] = field(
+        default_factory=lambda: [1.5, 0.9, 0.6]
+    )
 
 
 class PixelLoss(torch.nn.Module):
@@ -34,16 +37,16 @@ class PixelLoss(torch.nn.Module):
         self.register_buffer("weights", weighted_windows(options.window_weights), persistent=False)
         self.network = lpips(options.lpips) if options.lpips_weight else None
 
-    def forward(self, made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        o, difference = self.options, made - target
+    def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        o, difference = self.options, prediction - target
         loss = (self.weights * (o.l1_weight * difference.abs() + o.l2_weight * difference.square())).mean((1, 2, 3))
         if o.ssim_weight:
-            loss = loss + o.ssim_weight * (self.weights * (1 - ssim(made, target))).mean((1, 2, 3))
+            loss = loss + o.ssim_weight * (self.weights * (1 - ssim(prediction, target))).mean((1, 2, 3))
         return loss
 
-    def perceptual(self, made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def perceptual(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """`lpips_weight` of LPIPS, (B,)."""
-        return self.options.lpips_weight * self.network(made.clamp(-1, 1), target)
+        return self.options.lpips_weight * self.network(prediction.clamp(-1, 1), target)
 
 
 def lpips(weights: Path | None):
@@ -75,24 +78,24 @@ class Critic(torch.nn.Module):
     def forward(self, source: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
         return self.layers(torch.cat([source, picture], 1)).float()
 
-    def loss(self, source: torch.Tensor, made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Hinge loss of the critic itself; gives no gradient to `made`."""
-        real, fake = self(source, target), self(source, made.detach())
+    def loss(self, source: torch.Tensor, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Hinge loss of the critic itself; gives no gradient to `prediction`."""
+        real, fake = self(source, target), self(source, prediction.detach())
         return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
 
 
 def limited(
-    loss: torch.Tensor, adversarial: torch.Tensor, made: torch.Tensor, share: float, judged: torch.Tensor
+    loss: torch.Tensor, adversarial: torch.Tensor, prediction: torch.Tensor, share: float, judged: torch.Tensor
 ) -> torch.Tensor:
-    """`loss` and `adversarial`, the latter scaled so that its gradient at `made` is `share` of the former's.
+    """`loss` and `adversarial`, the latter scaled so that its gradient at `prediction` is `share` of the former's.
 
     (Esser et al., arXiv 2012.09841, equation 7, at the pictures that `judged` (B,) tells.) The value is that
-    of `loss`; only `made`'s graph gets gradients, so the critic gets none.
+    of `loss`; only `prediction`'s graph gets gradients, so the critic gets none.
     """
-    (own,) = torch.autograd.grad(loss, made)
-    (other,) = torch.autograd.grad(adversarial, made)
+    (own,) = torch.autograd.grad(loss, prediction)
+    (other,) = torch.autograd.grad(adversarial, prediction)
     gradient = own + other * (share * own[judged].norm() / other[judged].norm().clamp_min(1e-12))
-    surrogate = (made * gradient.detach()).sum()
+    surrogate = (prediction * gradient.detach()).sum()
     return surrogate + (loss - surrogate).detach()
 
 

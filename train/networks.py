@@ -9,13 +9,31 @@ import torch
 from diffusers import (
     AutoencoderKL,
     ControlNetModel,
+    DDIMScheduler,
+    DiffusionPipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionInstructPix2PixPipeline,
     UNet2DConditionModel,
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from train.common import schedule
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "timestep_spacing": "trailing",
+    "clip_sample": False,
+}
+"""Stable Diffusion's schedule, with the trailing timesteps of Lin et al., arXiv 2305.08891."""
+
+
+def schedule(prediction: str = "v_prediction") -> DDIMScheduler:
+    """The noise schedule of training and of the saved pipelines.
+
+    "v_prediction" with zero terminal SNR (Lin et al., arXiv 2305.08891); "epsilon" with Stable
+    Diffusion's own, for it cannot predict without a signal.
+    """
+    return DDIMScheduler(prediction_type=prediction, rescale_betas_zero_snr=prediction == "v_prediction", **SCHEDULE)
 
 
 def autoencoder(config: dict) -> AutoencoderKL:
@@ -125,6 +143,11 @@ def controlnet(unet: UNet2DConditionModel, embedding_channels: list[int]) -> Con
     model = ControlNetModel(**config)
     model.load_state_dict(unet.state_dict(), strict=False)
     return model
+
+
+def load_pipeline(source: str) -> DiffusionPipeline:
+    """The pipeline in a folder or on the hub, to go on training from, in full precision."""
+    return DiffusionPipeline.from_pretrained(source, safety_checker=None, dtype=torch.float32)
 
 
 def load_autoencoder(folder: Path | None) -> AutoencoderKL:

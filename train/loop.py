@@ -1,0 +1,257 @@
+"""The training loop: distributed and resumable, with checkpoints, logs and a record of how a model was made."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, set_seed
+from diffusers.training_utils import EMAModel
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
+
+from mediffuse import machine
+from mediffuse.translate import checkpoints
+from train.options import Options
+from train.pairs import data_sha256
+
+
+class Run:
+    """A resumable, distributed training run.
+
+    A trainer adds `objective`, a module whose forward(batch, generator) is the loss and whose
+    trained parts require gradients; `validate() -> dict of figures`, called with the averaged
+    weights in place; and `save(folder)`.
+    """
+
+    def __init__(self, options: Options, objective: torch.nn.Module) -> None:
+        self.options = options
+        options.output.mkdir(parents=True, exist_ok=True)
+        precision = options.mixed_precision
+        cpu = not torch.cuda.is_available()
+        if cpu and precision == "bf16" and not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+            # emulated: 43 s a step of the autoencoder on two AVX2 cores, and 1.3 s in full precision
+            print("This processor has no bfloat16: training goes on in full precision.", file=sys.stderr)
+            precision = "no"
+        self.accelerator = Accelerator(
+            mixed_precision=precision,
+            gradient_accumulation_steps=options.gradient_accumulation,
+            log_with="tensorboard",
+            project_config=ProjectConfiguration(str(options.output), logging_dir=str(options.output / "logs")),
+        )
+        set_seed(options.seed)
+        parameters = [p for p in objective.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
+        self.model, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        self.parameters = parameters
+        self.ema = EMAModel(parameters, decay=options.ema_decay, min_decay=0.0)
+        self.ema.to(self.accelerator.device)
+        self.accelerator.register_for_checkpointing(self.ema)
+        # Now: the code may change while this runs.
+        self.commit = _commit()
+        self.elapsed = 0.0  # seconds of training, of resumed runs too
+        self.peak_memory = 0.0  # MiB
+
+    def fit(
+        self,
+        dataset: Dataset,
+        validate: Callable[[], dict[str, float]],
+        save: Callable[[Path], None],
+    ) -> None:
+        """Train to `options.steps`, then save the averaged weights with `save(output)`."""
+        o, accelerator = self.options, self.accelerator
+        step = self._resume() if o.resume else 0
+        if accelerator.is_main_process:
+            self._describe()
+            for name in ("log.csv", "validation.csv") if step == 0 else ():
+                (o.output / name).unlink(missing_ok=True)  # of a run before this one
+        accelerator.init_trackers("mediffuse")
+        bar = tqdm(total=o.steps, initial=step, disable=not accelerator.is_main_process, desc=str(o.output))
+        started, losses = time.perf_counter() - self.elapsed, []
+        for batch in self._loader(dataset, step):
+            if step >= o.steps:
+                break
+            losses.append(self._learn(batch, step, len(losses)))
+            if not accelerator.sync_gradients:
+                continue
+            step += 1
+            self.ema.step(self.parameters)
+            loss = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+            losses = []
+            if not math.isfinite(loss):
+                raise SystemExit(
+                    f"The loss is {loss} at step {step}. Lower --learning-rate, or use --mixed-precision no."
+                )
+            bar.update()
+            bar.set_postfix(loss=f"{loss:.4f}")
+            self.elapsed = time.perf_counter() - started
+            if step % o.log_every == 0 or step == o.steps:
+                self._log("log.csv", step, loss=loss, rate=self.rate(step), seconds=self.elapsed)
+            if step < o.steps and o.validate_every and step % o.validate_every == 0:
+                self._validate(validate, step)
+            if step % o.checkpoint_every == 0 or step == o.steps:
+                self._checkpoint(step)
+        bar.close()
+        self.ema.copy_to(self.parameters)
+        if accelerator.is_main_process:
+            save(o.output)
+            self._log("validation.csv", step, **validate())
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
+
+    def _loader(self, dataset: Dataset, step: int) -> DataLoader:
+        """The batches that this process sees from `step` on."""
+        o = self.options
+        per_step = o.batch_size * o.gradient_accumulation * self.accelerator.num_processes
+        remaining = Subset(dataset, range(step * per_step, o.steps * per_step))
+        return self.accelerator.prepare(
+            DataLoader(remaining, o.batch_size, num_workers=o.workers, drop_last=True, persistent_workers=o.workers > 0)
+        )
+
+    def _learn(self, batch, step: int, number: int) -> torch.Tensor:
+        """Learn from the batch of a `number` within its step; its loss ()."""
+        o, accelerator = self.options, self.accelerator
+        seed = (o.seed, step, number, accelerator.process_index)
+        generator = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        with accelerator.accumulate(self.model):
+            with accelerator.autocast():
+                loss = self.model(batch, generator)
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(self.parameters, o.max_grad_norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.rate(step)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return loss.detach()
+
+    def rate(self, step: int) -> float:
+        """Learning rate at a step: linear warmup, then half a cosine to 0."""
+        o = self.options
+        if step < o.warmup:
+            return o.learning_rate * (step + 1) / o.warmup
+        share = (step - o.warmup) / max(1, o.steps - o.warmup)
+        return o.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+    def _validate(self, validate: Callable[[], dict], step: int) -> None:
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        if self.accelerator.is_main_process:
+            self._log("validation.csv", step, **validate())
+        self.ema.restore(self.parameters)
+        self.accelerator.wait_for_everyone()
+
+    def _log(self, name: str, step: int, **values: float) -> None:
+        if not values:
+            return
+        self.accelerator.log(values, step=step)
+        if not self.accelerator.is_main_process:
+            return
+        path = self.options.output / name
+        new = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(["step", *values])
+            writer.writerow([step, *(f"{v:.6g}" for v in values.values())])
+        if name == "validation.csv":
+            tqdm.write(f"step {step}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
+
+    def _checkpoints(self) -> list[Path]:
+        found = self.options.output.glob("checkpoint-*")
+        return sorted((p for p in found if (p / "step.json").exists()), key=lambda p: int(p.name.split("-")[1]))
+
+    def _checkpoint(self, step: int) -> None:
+        folder = self.options.output / f"checkpoint-{step}"
+        self.accelerator.save_state(str(folder))
+        if self.accelerator.is_main_process:
+            # Written last: a checkpoint without it was cut short and is not resumed from.
+            self.peak_memory = max(self.peak_memory, machine.peak_mib())
+            state = {"step": step, "seconds": self.elapsed, "peak_memory_mib": self.peak_memory}
+            (folder / "step.json").write_text(json.dumps(state))
+            for old in self._checkpoints()[: -self.options.keep_checkpoints]:
+                shutil.rmtree(old)
+
+    def _resume(self) -> int:
+        found = self._checkpoints()
+        if not found:
+            return 0
+        self.accelerator.load_state(str(found[-1]))
+        self.ema.to(self.accelerator.device)  # loaded to the CPU
+        state = json.loads((found[-1] / "step.json").read_text())
+        step = state["step"]
+        self.elapsed, self.peak_memory = state.get("seconds", 0.0), state.get("peak_memory_mib", 0.0)
+        self.accelerator.print(f"Resuming from {found[-1]} at step {step}.")
+        return step
+
+    def _describe(self) -> None:
+        """Write the command, commit, data hash and options beside the checkpoints."""
+        text = yaml.safe_dump({k: _plain(v) for k, v in dataclasses.asdict(self.options).items()}, sort_keys=False)
+        (self.options.output / "options.yaml").write_text(text)
+        (self.options.output / "training.json").write_text(json.dumps(self.provenance(), indent=2) + "\n")
+
+    def provenance(self) -> dict:
+        """How this run was made, for model cards."""
+        device = self.accelerator.device
+        return {
+            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "commit": self.commit,
+            "data_sha256": data_sha256(self.options.data),
+            "seed": self.options.seed,
+            "steps": self.options.steps,
+            "batch_size": self.options.batch_size * self.options.gradient_accumulation * self.accelerator.num_processes,
+            "parameters": sum(p.numel() for p in self.parameters),
+            "seconds": round(self.elapsed),
+            "peak_memory_mib": round(self.peak_memory),
+            "hardware": torch.cuda.get_device_name(device)
+            if device.type == "cuda"
+            else f"{torch.get_num_threads()} CPU cores",
+            "processes": self.accelerator.num_processes,
+        }
+
+
+def write_details(folder: Path, run: Run, *bases: str | Path | None, **details) -> None:
+    """Write mediffuse.json and training.csv beside a model: how it was trained, and `details`.
+
+    `bases` are the checkpoints that it went on from; what they say of their own training is kept.
+    """
+    bases = [str(base) for base in bases if base]
+    earlier = []
+    for before in map(checkpoints.details, bases):
+        stages = [*before.get("earlier", ()), *([before["training"]] if "training" in before else [])]
+        earlier += [stage for stage in stages if stage not in earlier]
+    training = {"stage": run.options.output.as_posix().removeprefix("runs/"), **run.provenance()}
+    text = json.dumps({**details, "training": training, "earlier": earlier}, indent=2)
+    (folder / checkpoints.DETAILS).write_text(text + "\n")
+    with (folder / checkpoints.LOSSES).open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["stage", "step", "loss"])
+        old: dict[tuple, None] = {}
+        for path in (checkpoints.find_file(base, checkpoints.LOSSES) for base in bases):
+            old |= dict.fromkeys(tuple(row) for row in list(csv.reader(path.open()))[1:]) if path else {}
+        writer.writerows(old)
+        # A resumed run logs some steps twice: the later is what counts.
+        losses = {row["step"]: row["loss"] for row in csv.DictReader((run.options.output / "log.csv").open())}
+        writer.writerows([training["stage"], step, loss] for step, loss in losses.items())
+
+
+def _commit() -> str | None:
+    command = ["git", "rev-parse", "HEAD"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=Path(__file__).parent)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _plain(value):
+    return str(value) if isinstance(value, Path) else value
