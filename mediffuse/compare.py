@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mediffuse.intensity import MR_OUTPUT_LIMITS
+from mediffuse.image.intensity import MR_OUTPUT_LIMITS
 from mediffuse.metrics import Scores, body_mask, both
 from mediffuse.scan import Scan, ScanError, Slice
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mediffuse.prompts import prompt_for
+from mediffuse.directions import prompt_for
 
 
 class DatasetError(ValueError):

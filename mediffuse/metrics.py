@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from mediffuse.intensity import to_uint8, window
+from mediffuse.image.intensity import to_uint8, window
 
 PAPER_CT_RANGE = (-1000.0, 1000.0)
 SYNTHRAD_CT_RANGE = (-1024.0, 3000.0)

@@ -14,17 +14,10 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from mediffuse.intensity import (
-    AIR_HU,
-    Letterbox,
-    encode_ct,
-    encode_mr,
-    guess_png_window,
-    mr_limits,
-    png_ct_to_hu,
-    to_uint8,
-)
-from mediffuse.prompts import prompt_for
+from mediffuse.directions import prompt_for
+from mediffuse.image.ct_picture import guess_png_window, png_ct_to_hu
+from mediffuse.image.intensity import AIR_HU, encode_ct, encode_mr, mr_limits, to_uint8
+from mediffuse.image.letterbox import Letterbox
 from mediffuse.scan import PLANES, ScanError, read_scan
 
 SPLITS = ("train", "val", "test")

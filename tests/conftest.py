@@ -9,14 +9,14 @@ import numpy as np
 import pydicom
 import pytest
 
-from mediffuse.intensity import to_uint8, window
+from mediffuse.image.intensity import to_uint8, window
 from mediffuse.scan import Scan, read_scan
-from mediffuse.write import write_dicom
+from mediffuse.scan.write import write_dicom
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "assets" / "examples"
 WINDOWS = {"full": (-1000, 2000), "bone": (-500, 1500), "brain": (0, 80)}
-"""HU limits that the tests render pictures of a CT with, by key of `intensity.PNG_WINDOWS`."""
+"""HU limits that the tests render pictures of a CT with, by key of `ct_picture.PNG_WINDOWS`."""
 
 
 @pytest.fixture(scope="session")

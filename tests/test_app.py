@@ -10,8 +10,8 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-from mediffuse.checkpoints import VARIABLE
 from mediffuse.scan import read_scan
+from mediffuse.translate.checkpoints import VARIABLE
 from tests import tiny
 
 
@@ -61,7 +61,7 @@ def test_library_does_not_import_gradio():
     import subprocess
     import sys
 
-    code = "import mediffuse.translate, mediffuse.compare, mediffuse.display, sys; print('gradio' in sys.modules)"
+    code = "import mediffuse.translate, mediffuse.compare, mediffuse.image.display, sys; print('gradio' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.split()[-1] == "False"
 

@@ -11,9 +11,9 @@ import numpy as np
 import pydicom
 import pytest
 
-from mediffuse.batch import find_jobs
 from mediffuse.scan import read_scan
-from mediffuse.write import write_dicom
+from mediffuse.scan.write import write_dicom
+from mediffuse.translate.jobs import find_jobs
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[1]

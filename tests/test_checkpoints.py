@@ -3,8 +3,8 @@ import shutil
 import pytest
 from diffusers import StableDiffusionControlNetPipeline, StableDiffusionInstructPix2PixPipeline
 
-from mediffuse.checkpoints import BUNDLED, VARIABLE, CheckpointError, Checkpoints, load, locate
-from mediffuse.prompts import DIRECTIONS
+from mediffuse.directions import DIRECTIONS
+from mediffuse.translate.checkpoints import BUNDLED, VARIABLE, CheckpointError, Checkpoints, load, locate
 from tests import tiny
 
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from mediffuse.compare import compare, compare_volumes, matching_slice
-from mediffuse.display import ERROR_SCALE, error_map, picture, uncertainty_map
+from mediffuse.image.display import ERROR_SCALE, error_map, picture, uncertainty_map
 from mediffuse.metrics import paper
 from mediffuse.scan import ScanError, Slice, read_scan
 

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mediffuse.contours import CONTOUR_WINDOWS, Thresholds, contour_hint
-from mediffuse.intensity import to_uint8, window
+from mediffuse.image.contours import CONTOUR_WINDOWS, Thresholds, contour_hint
+from mediffuse.image.intensity import to_uint8, window
 
 
 def step(low: float, high: float) -> np.ndarray:

@@ -104,7 +104,7 @@ def test_synthrad_rows_agree_with_the_formulae_worked_out_by_hand(data, tmp_path
     (black,) = rows_of(results, model="black", protocol="synthrad")
     row = next(r for r in read_rows(data / "val") if r["direction"] == "mr2ct")
     _, target, _ = read_pair(data / "val", row)
-    from mediffuse.intensity import decode_ct
+    from mediffuse.image.intensity import decode_ct
 
     hu = decode_ct(target).astype(np.float64)
     mask = body_mask(hu)
@@ -246,7 +246,7 @@ def test_a_folder_that_is_not_prepared_is_read_too(folder, tmp_path, ct_pictures
 
 
 def test_a_registered_pair_is_not_flagged_and_a_turned_one_is(ct_pixels, mr_pixels, mr):
-    from mediffuse.intensity import to_uint8, window
+    from mediffuse.image.intensity import to_uint8, window
     from mediffuse.metrics import ct_to_grey
 
     fixed, moving = ct_to_grey(ct_pixels), to_uint8(window(mr_pixels, mr.limits))
@@ -498,13 +498,13 @@ def test_an_output_that_cannot_be_written_is_told_of(data, tmp_path, capsys):
 
 
 def test_the_bundled_report_is_what_readme_and_cards_quote():
-    from assets import publish_results
+    from tools import publish
 
     rows = json.loads((ROOT / "assets" / "results" / "results.json").read_text())["rows"]
-    assert publish_results.readme_table(rows) in (ROOT / "README.md").read_text()
+    assert publish.readme_table(rows) in (ROOT / "README.md").read_text()
     for path in (ROOT / "assets" / "checkpoints").glob("*/README.md"):
         text = path.read_text()
-        assert text == publish_results.card(text, path.parent.name, rows)
+        assert text == publish.card(text, path.parent.name, rows)
         assert "model-index" in yaml.safe_load(text.split("---")[1])
 
 

@@ -3,22 +3,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mediffuse.intensity import (
+from mediffuse.image.ct_picture import SATURATED_BONE_HU, guess_picture_modality, guess_png_window, png_ct_to_hu
+from mediffuse.image.intensity import (
     AIR_HU,
-    SATURATED_BONE_HU,
-    Letterbox,
     clear_air,
     decode_ct,
     decode_mr,
     encode_ct,
     encode_mr,
-    guess_picture_modality,
-    guess_png_window,
     mr_limits,
-    png_ct_to_hu,
     to_uint8,
     window,
 )
+from mediffuse.image.letterbox import Letterbox
 
 HU = np.arange(-1100, 2101, 0.5, dtype=np.float32)[None]
 

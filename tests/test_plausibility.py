@@ -6,8 +6,8 @@ import numpy as np
 import pydicom
 import pytest
 
-from mediffuse.plausibility import oddities
 from mediffuse.scan import read_scan
+from mediffuse.scan.plausibility import oddities
 
 
 def test_the_examples_are_heads(ct, mr, ct_path):

@@ -14,7 +14,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mediffuse.intensity import AIR_HU, Letterbox, decode_ct, decode_mr, to_uint8, window
+from mediffuse.image.intensity import AIR_HU, decode_ct, decode_mr, to_uint8, window
+from mediffuse.image.letterbox import Letterbox
 from mediffuse.prepare import around, split_of
 from mediffuse.scan import read_scan
 

@@ -13,7 +13,9 @@ import pydicom
 import pytest
 from PIL import Image
 
-from mediffuse.scan import MAX_VOXELS, PLANES, Scan, ScanError, looks_like, read_scan
+from mediffuse.scan import PLANES, Scan, ScanError, read_scan
+from mediffuse.scan.read import looks_like
+from mediffuse.scan.types import MAX_VOXELS
 
 DICOM = sorted((Path(__file__).parent / "data" / "dicom").glob("*.dcm"))
 EXAMPLE_PNG = Path(__file__).resolve().parents[1] / "assets" / "examples" / "head_ct_brain.png"

@@ -10,9 +10,8 @@ import numpy as np
 import pydicom
 import pytest
 
-from mediffuse import series as series_module
-from mediffuse.scan import ScanError, read_scan
-from mediffuse.write import write_dicom
+from mediffuse.scan import ScanError, archive, dicom, read_scan
+from mediffuse.scan.write import write_dicom
 
 
 @pytest.fixture
@@ -33,14 +32,14 @@ def zipped(path, **files: bytes):
 
 
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(temporary, tmp_path, monkeypatch):
-    monkeypatch.setattr(series_module, "MAX_UNPACKED", 1 << 20)
+    monkeypatch.setattr(archive, "MAX_UNPACKED", 1 << 20)
     bomb = zipped(tmp_path / "bomb.zip", a=bytes(2 << 20))
     with pytest.raises(ScanError, match="unpacks to more than can be read"):
         read_scan(bomb, "CT")
 
 
 def test_a_zip_that_lies_about_its_size_is_stopped(temporary, tmp_path, monkeypatch):
-    monkeypatch.setattr(series_module, "MAX_UNPACKED", 1 << 20)
+    monkeypatch.setattr(archive, "MAX_UNPACKED", 1 << 20)
     liar = zipped(tmp_path / "liar.zip", a=bytes(2 << 20)).read_bytes()
     true, said = (2 << 20).to_bytes(4, "little"), (1 << 10).to_bytes(4, "little")
     (tmp_path / "liar.zip").write_bytes(liar.replace(true, said))
@@ -217,9 +216,9 @@ def test_a_ct_stored_inverted_is_refused(series, tmp_path):
 
 
 def test_what_slices_claim_is_added_up_before_they_are_read(series, tmp_path, monkeypatch):
-    monkeypatch.setattr("mediffuse.scan.MAX_VOXELS", 1)
-    monkeypatch.setattr(series_module, "_slice", None)  # would be called to read
-    monkeypatch.setattr(series_module.check_size, "__defaults__", (1,))
+    monkeypatch.setattr("mediffuse.scan.types.MAX_VOXELS", 1)
+    monkeypatch.setattr(dicom, "_slice", None)  # would be called to read
+    monkeypatch.setattr(dicom.check_size, "__defaults__", (1,))
     with pytest.raises(ScanError, match="too large"):
         read_scan(series, "CT")
 

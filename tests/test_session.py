@@ -7,9 +7,9 @@ import gradio as gr
 import numpy as np
 import pytest
 
-from mediffuse.checkpoints import Checkpoints
 from mediffuse.scan import Slice
 from mediffuse.translate import Settings, Translation, Translator
+from mediffuse.translate.checkpoints import Checkpoints
 from mediffuse.ui import runs
 from tests import tiny
 

@@ -13,10 +13,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from mediffuse import direct
-from mediffuse.checkpoints import Checkpoints
 from mediffuse.scan import Slice
-from mediffuse.translate import Settings, Translator
+from mediffuse.translate import Settings, Translator, direct
+from mediffuse.translate.checkpoints import Checkpoints
 from tests import tiny
 from train.common import Options, PairDataset, parse_options
 
@@ -210,11 +209,11 @@ def test_a_further_stage_keeps_the_record_of_those_before(work, tmp_path):
 
 @pytest.mark.parametrize("kind", ["ip2p", "controlnet"])
 def test_one_step_training_sees_what_the_fast_path_makes(kind):
-    from mediffuse.checkpoints import describe
-    from mediffuse.contours import contour_hint
-    from mediffuse.intensity import decode_ct
-    from mediffuse.prompts import prompt_for
+    from mediffuse.directions import prompt_for
+    from mediffuse.image.contours import contour_hint
+    from mediffuse.image.intensity import decode_ct
     from mediffuse.translate import generate
+    from mediffuse.translate.checkpoints import describe
     from train.common import to_tensor
     from train.controlnet import Contours
     from train.ip2p import Ip2p
@@ -332,7 +331,7 @@ def test_epsilon_trains_and_is_judged_by_sampling(work, tmp_path):
 
 
 def test_one_window_is_trained_and_judged_alike(work):
-    from mediffuse.intensity import encode_ct
+    from mediffuse.image.intensity import encode_ct
     from train import common
 
     dataset = PairDataset(work / "data", "train", ("ct2mr",), ct_windows=1)

@@ -1,12 +1,11 @@
 import numpy as np
 import pytest
 
-from mediffuse import checkpoints
-from mediffuse.checkpoints import CheckpointError, Checkpoints
-from mediffuse.contours import Thresholds
-from mediffuse.intensity import MR_OUTPUT_LIMITS
+from mediffuse.image.contours import Thresholds
+from mediffuse.image.intensity import MR_OUTPUT_LIMITS
 from mediffuse.scan import Slice
-from mediffuse.translate import Settings, Translator, generate
+from mediffuse.translate import Settings, Translator, checkpoints, generate
+from mediffuse.translate.checkpoints import CheckpointError, Checkpoints
 from tests import tiny
 
 

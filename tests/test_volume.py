@@ -6,11 +6,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mediffuse.checkpoints import Checkpoints
 from mediffuse.scan import Scan, ScanError, read_scan
-from mediffuse.translate import Settings, Translator, prepare, restore
-from mediffuse.volume import Passes, head_mask, registered, resampled, straightened, translate_volume
-from mediffuse.write import write_nifti
+from mediffuse.scan.head import head_mask
+from mediffuse.scan.resample import registered, resampled, straightened
+from mediffuse.scan.write import write_nifti
+from mediffuse.translate import Settings, Translator
+from mediffuse.translate.checkpoints import Checkpoints
+from mediffuse.translate.slices import to_model_image, to_slice
+from mediffuse.translate.volumes import Passes, translate_volume
 from tests import tiny
 
 
@@ -114,9 +117,9 @@ def test_passes_are_averaged_and_their_spread_is_known(translator, ct):
     assert seen[-1] == (8, 8)
     part = small.slice("axial", 2)
     box = part.letterbox(tiny.SIZE)
-    image = prepare(part, box)[None]
+    image = to_model_image(part, box)[None]
     plain, mirrored = (
-        restore(made[0], "MR", box)
+        to_slice(made[0], "MR", box)
         for made in (
             translator.generate("ct2mr", image, Settings(mirror=False)),
             translator.generate("ct2mr", image[:, :, ::-1], Settings(mirror=False))[:, :, ::-1],

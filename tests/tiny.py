@@ -7,7 +7,7 @@ import os
 
 import torch
 
-from mediffuse import direct
+from mediffuse.translate import direct
 from train import models
 
 SIZE = 64

@@ -5,7 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from mediffuse.intensity import decode_ct, encode_ct, png_ct_to_hu, window
+from mediffuse.image.ct_picture import png_ct_to_hu
+from mediffuse.image.intensity import decode_ct, encode_ct, window
 
 
 def warp_field(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

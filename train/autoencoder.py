@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mediffuse.dataset import central_rows, read_image, read_rows
-from mediffuse.intensity import MR_OUTPUT_LIMITS, decode
+from mediffuse.image.intensity import MR_OUTPUT_LIMITS, decode
 from mediffuse.metrics import paper, to_grey
 from train import augment, models
 from train.common import Options, Run, enter, parse_options, to_tensor, weighted_windows, write_details

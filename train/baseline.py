@@ -3,7 +3,7 @@
     accelerate launch train/baseline.py --config train/configs/mini.yaml
 
 Same data, augmentation and loop as the diffusion models. Writes a UNet2DModel that
-mediffuse.direct and `from_pretrained` load.
+mediffuse.translate.direct and `from_pretrained` load.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from mediffuse import direct
-from mediffuse.evaluate.models import direct_predictor
+from mediffuse.evaluate.predict import direct_predictor
+from mediffuse.translate import direct
 from train.common import Options, Run, enter, parse_options, training_pairs, validate, weighted_windows, write_details
 
 

@@ -26,14 +26,14 @@ from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from mediffuse import checkpoints, memory
-from mediffuse.contours import Thresholds, contour_hint
+from mediffuse import machine
 from mediffuse.dataset import DatasetError, central_rows, read_pair, read_rows, rows_for
-from mediffuse.evaluate.models import predictor
-from mediffuse.evaluate.score import Predict, score_rows
+from mediffuse.evaluate.predict import Predict, predictor
+from mediffuse.evaluate.score import score_rows
 from mediffuse.evaluate.summary import summarise
-from mediffuse.intensity import CT_WINDOWS, decode_ct, encode_ct
-from mediffuse.translate import Settings
+from mediffuse.image.contours import Thresholds, contour_hint
+from mediffuse.image.intensity import CT_WINDOWS, decode_ct, encode_ct
+from mediffuse.translate import Settings, checkpoints
 from train import augment
 
 SCHEDULE = {
@@ -352,7 +352,7 @@ class Run:
         self.accelerator.save_state(str(folder))
         if self.accelerator.is_main_process:
             # Written last: a checkpoint without it was cut short and is not resumed from.
-            self.peak_memory = max(self.peak_memory, memory.peak_mib())
+            self.peak_memory = max(self.peak_memory, machine.peak_mib())
             state = {"step": step, "seconds": self.elapsed, "peak_memory_mib": self.peak_memory}
             (folder / "step.json").write_text(json.dumps(state))
             for old in self._checkpoints()[: -self.options.keep_checkpoints]:

@@ -5,7 +5,7 @@
 
 With `train_unet` the UNet, our MRI prior, is trained together with the ControlNet: where the hint
 is dropped (`drop_image`) it learns MRI alone, elsewhere to follow the hint. Without it, the UNet is
-frozen as published (Zhang et al., arXiv 2302.05543). The hint is made by mediffuse.contours, as at
+frozen as published (Zhang et al., arXiv 2302.05543). The hint is made by mediffuse.image.contours, as at
 inference. Writes a StableDiffusionControlNetPipeline that the app and `from_pretrained` load.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from mediffuse.contours import Thresholds
+from mediffuse.image.contours import Thresholds
 from train import models
 from train.common import Run, enter, parse_options, training_pairs, validate_pipeline, write_details
 from train.ip2p import Denoising, DenoisingOptions

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from mediffuse import checkpoints
+from mediffuse.translate import checkpoints
 from train import models
 from train.common import (
     Run,

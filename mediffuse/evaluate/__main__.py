@@ -22,13 +22,13 @@ import shlex
 import sys
 from pathlib import Path
 
-from mediffuse.checkpoints import CheckpointError
 from mediffuse.dataset import DatasetError
+from mediffuse.directions import CONTRASTS, DIRECTIONS
+from mediffuse.machine import shared_work
 from mediffuse.prepare import LayoutError
-from mediffuse.processes import shared_work
-from mediffuse.prompts import CONTRASTS, DIRECTIONS
 from mediffuse.scan import PLANES
 from mediffuse.translate import SPEEDS
+from mediffuse.translate.checkpoints import CheckpointError
 
 
 def _at_least(low: int):
@@ -46,7 +46,11 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m mediffuse.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = made.add_argument
-    add("--checkpoint", action="append", help="folder, hub id or list (see mediffuse.checkpoints), or a direct U-Net")
+    add(
+        "--checkpoint",
+        action="append",
+        help="folder, hub id or list (see mediffuse.translate.checkpoints), or a direct U-Net",
+    )
     add("--zero-shot", action="append", help="a base pipeline that was not tuned for this; sampled only")
     add("--data", type=Path, help="what train/prepare.py wrote, or a folder that it reads")
     add("--split", action="append", help="default: val. Several times for several, e.g. train and val")

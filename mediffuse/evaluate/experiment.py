@@ -15,13 +15,12 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from mediffuse import checkpoints
 from mediffuse.dataset import DatasetError, read_rows, rows_for
 from mediffuse.evaluate import perceptual, summary
+from mediffuse.evaluate.candidates import Model, Sources, baselines, unique_names
 from mediffuse.evaluate.measure import Pairs, Store, check_pairs, measure, registration_of
-from mediffuse.evaluate.models import Model, Sources, baselines, unique_names
 from mediffuse.prepare import LEFT_OUT, SPLITS, LayoutError, Plan, prepare
-from mediffuse.translate import Settings
+from mediffuse.translate import Settings, checkpoints
 
 
 @dataclass

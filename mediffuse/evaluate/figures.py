@@ -9,22 +9,21 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from mediffuse.contours import contour_hint
 from mediffuse.dataset import read_pair
-from mediffuse.display import ERROR_SCALE, error_map
+from mediffuse.directions import DIRECTION_TITLES, modalities
 from mediffuse.evaluate.calibration import FRACTIONS
 from mediffuse.evaluate.measure import picture_pair
 from mediffuse.evaluate.summary import title_of
-from mediffuse.intensity import MR_OUTPUT_LIMITS, decode_ct
+from mediffuse.image.contours import contour_hint
+from mediffuse.image.display import ERROR_SCALE, error_map
+from mediffuse.image.intensity import MR_OUTPUT_LIMITS, decode_ct
 from mediffuse.metrics import PAPER_CT_RANGE
-from mediffuse.prompts import modalities
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from mediffuse.evaluate.experiment import Results
 
-DIRECTION_TITLES = {"ct2mr": "CT → MRI", "mr2ct": "MRI → CT", "contour2mr": "CT contours → MRI"}
 RANKS = ("best", "median", "worst")
 _MARKERS = "osD^vP*X<>hp"
 _STYLE = {

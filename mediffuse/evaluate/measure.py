@@ -14,14 +14,14 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from mediffuse import memory
+from mediffuse import machine
 from mediffuse.dataset import DatasetError, read_pair
+from mediffuse.directions import modalities
 from mediffuse.evaluate.calibration import calibration
-from mediffuse.evaluate.models import Model
+from mediffuse.evaluate.candidates import Model
 from mediffuse.evaluate.registration import misregistration
 from mediffuse.evaluate.score import body_of, checked_score, grey
-from mediffuse.intensity import decode
-from mediffuse.prompts import modalities
+from mediffuse.image.intensity import decode
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def measure(model: Model, pairs: Pairs, store: Store, state) -> list[str]:
     with state.split_between_processes(todo) as mine:
         if mine:
             predict = model.load()
-            memory.reset_peak()
+            machine.reset_peak()
             predict(read_pair(pairs.folder, mine[0][1])[0], mine[0][1])  # times exclude warming up
         title = f"{pairs.dataset} {pairs.split} {model.direction} {model.title}"
         for key, row in tqdm(mine, desc=title, disable=not mine or not state.is_local_main_process):
@@ -143,7 +143,7 @@ def _measure_one(model: Model, predict, folder: Path, row: dict, key: str, store
     scores = checked_score(folder, row, made.mean(axis=0), source, target, mask)
     record = {
         "seconds": seconds,
-        "peak_memory_mib": memory.peak_mib(),
+        "peak_memory_mib": machine.peak_mib(),
         "scores": [s.as_dict() for s in scores],
         "picture": store.picture(key, grey(made.mean(axis=0), modalities(model.direction)[1])),
     }

@@ -11,12 +11,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mediffuse.checkpoints import DETAILS
+from mediffuse.directions import DIRECTION_TITLES, modalities
 from mediffuse.evaluate import figures, summary
-from mediffuse.evaluate.figures import DIRECTION_TITLES
 from mediffuse.evaluate.registration import WORST_PIXELS
 from mediffuse.evaluate.summary import DIRECT, title_of
-from mediffuse.prompts import modalities
+from mediffuse.translate.checkpoints import DETAILS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

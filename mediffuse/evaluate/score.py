@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from mediffuse.dataset import DatasetError, read_pair
-from mediffuse.intensity import MR_OUTPUT_LIMITS, decode
+from mediffuse.directions import modalities
+from mediffuse.evaluate.predict import Predict
+from mediffuse.image.intensity import MR_OUTPUT_LIMITS, decode
 from mediffuse.metrics import Scores, body_mask, both, to_grey
-from mediffuse.prompts import modalities
-
-Predict = Callable[[np.ndarray, dict], np.ndarray]
-"""(input model image (S, S, 3), row) -> predicted model images (N, S, S, 3), N samples."""
 
 
 def body_of(source: np.ndarray, target: np.ndarray, mask: np.ndarray | None, direction: str) -> np.ndarray:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, fields
 
 import gradio as gr
 
-from mediffuse.contours import Thresholds
-from mediffuse.display import CT_VIEWS
+from mediffuse.image.contours import Thresholds
+from mediffuse.image.display import CT_VIEWS
 from mediffuse.translate import MAX_SEED, Settings
-from mediffuse.volume import Passes
+from mediffuse.translate.volumes import Passes
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Speed:
     sampled: bool
 
 
-SPEEDS = {
+SPEED_CHOICES = {
     "fast": Speed("Fast (one step)", at_once=True, sampled=False),
     "diffusion": Speed("Diffusion (sampling)", at_once=False, sampled=True),
 }
@@ -58,7 +58,7 @@ class AskedSlice:
 
     def settings(self) -> Settings:
         """How to translate, with a seed drawn if a random one is wanted. Raises gr.Error."""
-        random = self.random and SPEEDS[self.speed].sampled
+        random = self.random and SPEED_CHOICES[self.speed].sampled
         try:
             return Settings(
                 self.speed,

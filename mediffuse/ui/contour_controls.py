@@ -6,8 +6,8 @@ import gradio as gr
 import numpy as np
 from gradio.components import Component
 
-from mediffuse.contours import Thresholds
-from mediffuse.display import enlarge
+from mediffuse.image.contours import Thresholds
+from mediffuse.image.display import enlarge
 from mediffuse.scan import Slice
 from mediffuse.translate import Translator
 from mediffuse.ui.asked import AskedContours

@@ -11,7 +11,7 @@ from gradio.events import Dependency
 
 from mediffuse.translate import MAX_SEED
 from mediffuse.ui import runs
-from mediffuse.ui.asked import SPEEDS
+from mediffuse.ui.asked import SPEED_CHOICES
 from mediffuse.ui.words import SCORE_HEADERS, status
 
 PRIVATE = {"show_progress": "hidden", "api_visibility": "private"}
@@ -57,7 +57,7 @@ def contrast_choice(tab: str, contrasts: tuple[str, ...]) -> gr.Radio:
 
 
 def speed_choice(tab: str) -> gr.Radio:
-    choices = [(speed.title, name) for name, speed in SPEEDS.items()]
+    choices = [(speed.title, name) for name, speed in SPEED_CHOICES.items()]
     return gr.Radio(choices, value="fast", label="Speed", elem_id=f"{tab}-speed")
 
 
@@ -105,4 +105,4 @@ def on_stop(stop: gr.Button, line: gr.HTML, running: list[Dependency], api_name:
 
 def on_speed(speed: gr.Radio, options: gr.Group) -> None:
     """Show the options of the speeds that have them."""
-    speed.change(lambda name: gr.Group(visible=SPEEDS[name].sampled), speed, options, queue=False, **PRIVATE)
+    speed.change(lambda name: gr.Group(visible=SPEED_CHOICES[name].sampled), speed, options, queue=False, **PRIVATE)

@@ -8,9 +8,9 @@ from pathlib import Path
 import gradio as gr
 import spaces
 
-from mediffuse.checkpoints import CheckpointError, Checkpoints
-from mediffuse.prompts import DIRECTIONS
+from mediffuse.directions import DIRECTIONS
 from mediffuse.translate import Translator
+from mediffuse.translate.checkpoints import CheckpointError, Checkpoints
 from mediffuse.ui import results
 from mediffuse.ui.slice_tab import SLICE_TABS, SliceTab
 from mediffuse.ui.volume_tab import VolumeTab

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from mediffuse.checkpoints import VARIABLE
+from mediffuse.translate.checkpoints import VARIABLE
 
 REPORT = Path(__file__).resolve().parents[2] / "assets" / "results" / "report.html"
 

@@ -11,12 +11,12 @@ import gradio as gr
 import numpy as np
 import spaces
 
-from mediffuse.checkpoints import CheckpointError
-from mediffuse.contours import Thresholds
+from mediffuse.image.contours import Thresholds
 from mediffuse.scan import Scan, ScanError, Slice
 from mediffuse.translate import Settings, Translation, Translator
-from mediffuse.ui.asked import SPEEDS
-from mediffuse.volume import Passes, VolumeTranslation, translate_volume
+from mediffuse.translate.checkpoints import CheckpointError
+from mediffuse.translate.volumes import Passes, VolumeTranslation, translate_volume
+from mediffuse.ui.asked import SPEED_CHOICES
 
 
 class Step(NamedTuple):
@@ -71,7 +71,7 @@ def stream(
             previewed = step < steps and (steps <= 12 or step % (steps // 10) == 0)
             emit(Step(step, steps, preview() if previewed else None))
 
-        report = on_step if SPEEDS[settings.speed].sampled else None
+        report = on_step if SPEED_CHOICES[settings.speed].sampled else None
         return _translators[translator].translate(source, direction, settings, thresholds, report)
 
     yield from _run(visitor, work)

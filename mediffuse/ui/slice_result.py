@@ -13,15 +13,15 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from mediffuse.compare import Comparison, compare, matching_slice
-from mediffuse.display import CT_VIEWS, error_map, picture, uncertainty_map
-from mediffuse.intensity import MR_OUTPUT_LIMITS
-from mediffuse.prompts import modalities
+from mediffuse.directions import modalities
+from mediffuse.image.display import CT_VIEWS, error_map, picture, uncertainty_map
+from mediffuse.image.intensity import MR_OUTPUT_LIMITS
 from mediffuse.scan import Scan, ScanError, Slice
+from mediffuse.scan.write import SYNTHETIC_NOTE, mark_synthetic
 from mediffuse.translate import Translation
 from mediffuse.ui.controls import Values, score_table
 from mediffuse.ui.uploads import open_scan
 from mediffuse.ui.words import MODALITY_TITLES, error_label, score_row, spread_label
-from mediffuse.write import SYNTHETIC_NOTE, mark_synthetic
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ import numpy as np
 from gradio.components import Component
 from gradio.events import Dependency
 
-from mediffuse.intensity import PNG_WINDOWS
-from mediffuse.prompts import CONTRASTS, modalities
+from mediffuse.directions import CONTRASTS, modalities
+from mediffuse.image.ct_picture import PNG_WINDOWS
 from mediffuse.scan import Slice
-from mediffuse.translate import Translation, Translator, restore
+from mediffuse.translate import Translation, Translator
+from mediffuse.translate.slices import to_slice
 from mediffuse.ui import controls, runs
-from mediffuse.ui.asked import SPEEDS, AskedContours, AskedSlice, parameters
+from mediffuse.ui.asked import SPEED_CHOICES, AskedContours, AskedSlice, parameters
 from mediffuse.ui.contour_controls import ContourControls
 from mediffuse.ui.controls import ONE_AT_A_TIME, PRIVATE, Values, select
 from mediffuse.ui.examples import CT_EXAMPLES, MR_EXAMPLES, Example
@@ -251,7 +252,7 @@ class SliceTab:
     def run_at_once(self, request: gr.Request, **values) -> Iterator[Values]:
         """Translate after a new scan, slice or contrast, where that takes a moment only."""
         asked = self.asked_type(**values)
-        if asked.scan and SPEEDS[asked.speed].at_once:
+        if asked.scan and SPEED_CHOICES[asked.speed].at_once:
             yield from self.run(request, **values)
         else:
             # The old result is not what is asked for now.
@@ -263,7 +264,7 @@ class SliceTab:
         source, settings = self._slice(asked), asked.settings()
         line = self.panel.status
         # Steps must not be shown beside the last result's scores; one step is over too soon to flicker.
-        emptied = self.panel.empty() if SPEEDS[settings.speed].sampled else {}
+        emptied = self.panel.empty() if SPEED_CHOICES[settings.speed].sampled else {}
         yield {**emptied, self.controls["seed"]: settings.seed, line: status("Translating…", 0, 1)}
         thresholds, visitor = asked.thresholds(), request.session_hash
         try:
@@ -287,7 +288,7 @@ class SliceTab:
 
     def _step_picture(self, image: np.ndarray, source: Slice, view: str) -> np.ndarray:
         """A model image (S, S, 3) as a picture of the slice."""
-        pixels = restore(image, self.target_modality, source.letterbox(image.shape[0]))
+        pixels = to_slice(image, self.target_modality, source.letterbox(image.shape[0]))
         return synthetic_picture(pixels, source, self.target_modality, view)
 
     def _finish(self, asked: AskedSlice, result: SliceResult) -> Iterator[Values]:
@@ -298,7 +299,7 @@ class SliceTab:
             refused = error
         settings = result.translation.settings
         text = f"Done in {result.translation.seconds:.2f} s"
-        if SPEEDS[settings.speed].sampled:
+        if SPEED_CHOICES[settings.speed].sampled:
             text += f", {settings.steps} steps, seed {settings.seed}"
         with tempfile.TemporaryDirectory() as folder:
             # Once this is taken, the files are copied.

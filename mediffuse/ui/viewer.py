@@ -10,7 +10,7 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 
-from mediffuse.display import CT_VIEWS
+from mediffuse.image.display import CT_VIEWS
 from mediffuse.ui.words import BONE, BRAIN, SOFT_TISSUE
 
 FOLDER = Path(__file__).resolve().parents[2] / "assets" / "viewer"

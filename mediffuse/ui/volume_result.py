@@ -14,19 +14,20 @@ import pandas as pd
 from gradio.components import Component
 
 from mediffuse.compare import VolumeComparison, compare_volumes
-from mediffuse.display import CT_VIEWS, ERROR_SCALE, UNCERTAINTY_SCALE
-from mediffuse.intensity import AIR_HU, MR_OUTPUT_LIMITS
+from mediffuse.directions import modalities
+from mediffuse.image.display import CT_VIEWS, ERROR_SCALE, UNCERTAINTY_SCALE
+from mediffuse.image.intensity import AIR_HU, MR_OUTPUT_LIMITS
 from mediffuse.metrics import Scores
-from mediffuse.prompts import modalities
 from mediffuse.scan import Scan, ScanError
+from mediffuse.scan.resample import registered, resampled
+from mediffuse.scan.write import write_dicom, write_nifti
+from mediffuse.translate.volumes import VolumeTranslation
 from mediffuse.ui import viewer
 from mediffuse.ui.asked import AskedVolume
 from mediffuse.ui.controls import Values, score_table
 from mediffuse.ui.uploads import open_volume
 from mediffuse.ui.viewer import Layer
 from mediffuse.ui.words import BRAIN, MODALITY_TITLES, SOFT_TISSUE, UNITS, error_label, score_row, spread_label
-from mediffuse.volume import VolumeTranslation, registered, resampled
-from mediffuse.write import write_dicom, write_nifti
 
 PLOTTED = {"psnr": "PSNR (dB)", "ssim": "SSIM"}
 """Titles of the scores that are plotted by slice, by field of `Scores`."""

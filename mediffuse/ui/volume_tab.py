@@ -11,9 +11,10 @@ import gradio as gr
 from gradio.components import Component
 from gradio.events import Dependency
 
-from mediffuse.prompts import CONTRASTS, modalities
+from mediffuse.directions import CONTRASTS, DIRECTION_TITLES, modalities
 from mediffuse.scan import PLANES, Scan, ScanError, SeveralSeriesError
 from mediffuse.translate import Translator
+from mediffuse.translate.volumes import VolumeTranslation
 from mediffuse.ui import controls, runs, viewer
 from mediffuse.ui.asked import AskedVolume, parameters
 from mediffuse.ui.controls import ONE_AT_A_TIME, OPTIONS, PRIVATE, Values, select
@@ -21,10 +22,10 @@ from mediffuse.ui.examples import CT_EXAMPLES, MR_EXAMPLES, Example
 from mediffuse.ui.uploads import open_volume, read_volume
 from mediffuse.ui.volume_result import VolumePanel, anatomy_layer, compare, known_layers, voxels_of, write_results
 from mediffuse.ui.words import status
-from mediffuse.volume import VolumeTranslation
 
-DIRECTIONS = {"ct2mr": "CT → MRI", "mr2ct": "MRI → CT"}
 EXAMPLES = {"ct2mr": CT_EXAMPLES[0], "mr2ct": MR_EXAMPLES[0]}
+"""By the directions of the tab."""
+
 VOLUME_OPTIONS = {"steps": OPTIONS["steps"], "samples": replace(OPTIONS["samples"], label="Samples")}
 
 
@@ -53,7 +54,7 @@ class VolumeTab:
 
     def _scan_controls(self) -> None:
         self.controls["direction"] = gr.Radio(
-            [(title, direction) for direction, title in DIRECTIONS.items()],
+            [(DIRECTION_TITLES[direction], direction) for direction in EXAMPLES],
             value="ct2mr",
             label="Translate",
             elem_id="volume-direction",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 
-from mediffuse.display import CT_VIEWS, ERROR_SCALE, UNCERTAINTY_SCALE
+from mediffuse.image.display import CT_VIEWS, ERROR_SCALE, UNCERTAINTY_SCALE
 from mediffuse.metrics import Scores
 
 BRAIN, SOFT_TISSUE, BONE, FULL_RANGE = CT_VIEWS

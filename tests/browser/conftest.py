@@ -12,7 +12,7 @@ SOFTWARE_WEBGL = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--i
 
 @pytest.fixture(scope="session")
 def address():
-    from mediffuse.checkpoints import VARIABLE
+    from mediffuse.translate.checkpoints import VARIABLE
     from mediffuse.ui.page import build, launch_options
 
     with pytest.MonkeyPatch.context() as patch:

@@ -1,9 +1,10 @@
-"""Peak memory of this process: what torch allocated on CUDA, else its resident set."""
+"""The machine: peak memory of this process, and the processes that share the work."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -30,3 +31,17 @@ def peak_mib() -> float:
 
     unit = 2**20 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+@contextlib.contextmanager
+def shared_work() -> Iterator:
+    """accelerate's PartialState, alone or of many processes, for the time of the block."""
+    import torch
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.cuda.is_available())
+    try:
+        yield state
+    finally:
+        # gloo's threads that outlive the interpreter abort the process now and then (PyTorch pull request 179291).
+        state.destroy_process_group()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from mediffuse.intensity import MR_OUTPUT_LIMITS, window
+from mediffuse.image.intensity import MR_OUTPUT_LIMITS, window
 
 CT_VIEWS = {
     "Brain (W 80, L 40)": (0.0, 80.0),

@@ -12,19 +12,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from mediffuse import checkpoints, direct
-from mediffuse.checkpoints import Checkpoint, CheckpointError
-from mediffuse.contours import Thresholds, contour_hint
-from mediffuse.dataset import read_pair, read_rows, rows_for
-from mediffuse.evaluate.score import Predict, grey
+from mediffuse.directions import DIRECTIONS
+from mediffuse.evaluate.predict import (
+    Predict,
+    black,
+    copied,
+    direct_predictor,
+    mean_image,
+    predictor,
+    training_rows_like,
+)
 from mediffuse.evaluate.summary import DIRECT, title_of
-from mediffuse.intensity import AIR_HU, MR_OUTPUT_LIMITS, clear_air, decode, decode_ct, encode
-from mediffuse.metrics import PAPER_CT_RANGE
-from mediffuse.prompts import DIRECTIONS, modalities, prompt_for
-from mediffuse.translate import Settings, generate, with_mirror
+from mediffuse.image.intensity import AIR_HU
+from mediffuse.translate import Settings, checkpoints, direct
+from mediffuse.translate.checkpoints import CheckpointError
 
 
 @dataclass
@@ -50,90 +53,6 @@ class Model:
         return title_of(self.name, self.speed)
 
 
-def predictor(
-    checkpoint: Checkpoint, direction: str, settings: Settings, thresholds: Thresholds | None = None
-) -> Predict:
-    """A checkpoint as a `Predict`, by the function that the app runs; images of another size are
-    resized to the checkpoint's and back."""
-
-    def predict(source: np.ndarray, row: dict) -> np.ndarray:
-        asked = dataclasses.replace(settings, contrast=row["contrast"])
-        made = generate(checkpoint, direction, _resize(source, checkpoint.size)[None], asked, thresholds)
-        return np.stack([_resize(image, len(source)) for image in made])
-
-    return predict
-
-
-def direct_predictor(model, direction: str, mirror: bool = True) -> Predict:
-    """A direct U-Net (mediffuse.direct) as a `Predict`; `mirror` as in `Settings`."""
-
-    def predict(source: np.ndarray, row: dict) -> np.ndarray:
-        size = model.config.sample_size * direct.patch(model)
-        image = _resize(source, size)
-        if direction == "contour2mr":
-            image = contour_hint(decode_ct(image)).astype(np.float32) / 255
-
-        def run(images: np.ndarray) -> np.ndarray:
-            return direct.predict(model, images, prompt_for(direction, row["contrast"]))
-
-        made = with_mirror(run, image[None]) if mirror else run(image[None])
-        made = clear_air(made) if direction == "mr2ct" else made
-        return _resize(made[0], len(source))[None]
-
-    return predict
-
-
-def _resize(image: np.ndarray, size: int) -> np.ndarray:
-    if len(image) == size:
-        return image
-    how = cv2.INTER_AREA if len(image) > size else cv2.INTER_LINEAR
-    return cv2.resize(image, (size, size), interpolation=how)
-
-
-# Baselines.
-
-
-def black(direction: str) -> Predict:
-    """An all-air (black) image, whatever the input."""
-    return lambda source, row: np.zeros_like(source)[None]
-
-
-def copied(direction: str) -> Predict:
-    """The input's grey picture (protocol "paper"; of contours, the edges) taken as the output."""
-    source_modality, target_modality = modalities(direction)
-
-    def predict(source: np.ndarray, row: dict) -> np.ndarray:
-        if direction == "contour2mr":
-            shown = contour_hint(decode_ct(source)).max(axis=-1)
-        else:
-            shown = grey(source, source_modality)
-        low, high = PAPER_CT_RANGE if target_modality == "CT" else MR_OUTPUT_LIMITS
-        return encode(low + (high - low) * (shown / np.float32(255)), target_modality, MR_OUTPUT_LIMITS)[None]
-
-    return predict
-
-
-def mean_image(direction: str, train: Path, like: list[dict]) -> Predict:
-    """The mean of the training images of `like`."""
-    output = modalities(direction)[1]
-    # In units, then encoded: the mean of three clipped windows is not a CT.
-    total, size = 0.0, None
-    for row in like:
-        target = read_pair(train, row)[1]
-        size = size or len(target)
-        total = total + decode(_resize(target, size), output)
-    image = encode(total / len(like), output, MR_OUTPUT_LIMITS)
-    return lambda source, row: _resize(image, len(source))[None]
-
-
-def training_rows_like(direction: str, train: Path, rows: list[dict]) -> list[dict]:
-    """Training rows of the planes, contrasts and, where there are any, sources of `rows`."""
-    kinds = {(row["plane"], row["contrast"]) for row in rows}
-    like = [r for r in rows_for(read_rows(train), (direction,)) if (r["plane"], r["contrast"]) in kinds]
-    sources = {row["source"] for row in rows}
-    return [row for row in like if row["source"] in sources] or like
-
-
 def baselines(direction: str, data: Path | None, rows: list[dict]) -> list[Model]:
     """The trivial baselines; without training images like `rows` there is no mean image."""
     made = [
@@ -150,9 +69,6 @@ def baselines(direction: str, data: Path | None, rows: list[dict]) -> list[Model
         load = lambda: mean_image(direction, train, like)  # noqa: E731
         made.append(Model("mean image", direction, "none", load, f"mean {digest.hexdigest()}"))
     return made
-
-
-# Checkpoints.
 
 
 class Sources:

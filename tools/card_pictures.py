@@ -1,6 +1,6 @@
 """Draw the bundled example, translated by the bundled checkpoints, into their model cards' folders.
 
-    python assets/make_card_pictures.py
+    python tools/card_pictures.py
 
 Per direction a sheet of axial slices: input, one step, one diffusion sample, truth and error of the one step.
 """
@@ -14,15 +14,15 @@ import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from mediffuse.checkpoints import BUNDLED
 from mediffuse.compare import compare, matching_slice
-from mediffuse.display import error_map, picture
-from mediffuse.intensity import MR_OUTPUT_LIMITS
-from mediffuse.prompts import modalities
+from mediffuse.directions import modalities
+from mediffuse.image.display import error_map, picture
+from mediffuse.image.intensity import MR_OUTPUT_LIMITS
 from mediffuse.scan import read_scan
 from mediffuse.translate import Settings, Translator
+from mediffuse.translate.checkpoints import BUNDLED
 
-EXAMPLES = Path(__file__).resolve().parent / "examples"
+EXAMPLES = Path(__file__).resolve().parents[1] / "assets" / "examples"
 SLICES = (2, 6, 10, 14, 18)
 SHEETS = {"ct2mr": "ip2p", "mr2ct": "ip2p", "contour2mr": "controlnet"}
 CT_VIEW = (-160.0, 240.0)

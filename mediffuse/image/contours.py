@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import cv2
 import numpy as np
 
-from mediffuse.intensity import to_uint8, window
+from mediffuse.image.intensity import to_uint8, window
 
 CONTOUR_WINDOWS = {"bone": (-200.0, 1300.0), "tissue": (-150.0, 250.0), "brain": (-10.0, 70.0)}
 SINGLE_WINDOW = (-1000.0, 1000.0)

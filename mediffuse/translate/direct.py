@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mediffuse.checkpoints import CheckpointError
-from mediffuse.prompts import CONTRASTS, DIRECTIONS, prompt_for
+from mediffuse.directions import CONTRASTS, DIRECTIONS, prompt_for
+from mediffuse.translate.checkpoints import CheckpointError
 
 if TYPE_CHECKING:
     import torch

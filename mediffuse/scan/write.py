@@ -12,9 +12,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from mediffuse.intensity import MR_OUTPUT_LIMITS
+from mediffuse.image.intensity import MR_OUTPUT_LIMITS
 from mediffuse.scan import Scan, ScanError
-from mediffuse.series import KEPT_TAGS
+from mediffuse.scan.dicom import KEPT_TAGS
 
 SYNTHETIC_NOTE = "SYNTHETIC, not for diagnosis"
 UNITS = {"CT": "HU", "MR": f"arbitrary {MR_OUTPUT_LIMITS[0]:.0f}-{MR_OUTPUT_LIMITS[1]:.0f}"}

@@ -1,6 +1,6 @@
 """Copy finished pipelines into assets/checkpoints/, keeping their model cards and pictures.
 
-python assets/bundle.py runs/mini/onestep/ip2p runs/mini_contours/onestep/controlnet
+python tools/bundle.py runs/mini/onestep/ip2p runs/mini_contours/onestep/controlnet
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
-CHECKPOINTS = Path(__file__).resolve().parent / "checkpoints"
+CHECKPOINTS = Path(__file__).resolve().parents[1] / "assets" / "checkpoints"
 MOST_TOGETHER, MOST_EACH = 96 * 2**20, 45 * 2**20
 """Bytes: what a clone of the repository should have to carry."""
 

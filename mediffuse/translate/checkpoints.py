@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mediffuse.contours import Thresholds
-from mediffuse.prompts import DIRECTIONS
+from mediffuse.directions import DIRECTIONS
+from mediffuse.image.contours import Thresholds
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "checkpoints"
+BUNDLED = Path(__file__).resolve().parents[2] / "assets" / "checkpoints"
 VARIABLE = "MEDIFFUSE_CHECKPOINTS"
 DETAILS = "mediffuse.json"
 """File beside model_index.json with what a stock pipeline does not store: contour thresholds, the

@@ -1,7 +1,4 @@
-"""Translate a slice: slice in, slice out, on the slice's own grid and in HU or MR units.
-
-As a command, `python -m mediffuse.translate`, whole volumes: see mediffuse.batch.
-"""
+"""Translate a slice: slice in, slice out, on the slice's own grid and in HU or MR units."""
 
 from __future__ import annotations
 
@@ -12,11 +9,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mediffuse.checkpoints import Checkpoint, CheckpointError, Checkpoints
-from mediffuse.contours import Thresholds, contour_hint
-from mediffuse.intensity import AIR_HU, MR_OUTPUT_LIMITS, Letterbox, clear_air, decode, decode_ct, encode
-from mediffuse.prompts import modalities, prompt_for
+from mediffuse.directions import modalities, prompt_for
+from mediffuse.image.contours import Thresholds, contour_hint
+from mediffuse.image.intensity import AIR_HU, MR_OUTPUT_LIMITS, clear_air, decode, decode_ct, encode
+from mediffuse.image.letterbox import Letterbox
 from mediffuse.scan import Slice
+from mediffuse.translate.checkpoints import Checkpoint, CheckpointError, Checkpoints
 
 DEFAULT_SIZE = 256
 SPEEDS = ("fast", "diffusion")
@@ -100,9 +98,9 @@ class Translator:
         checkpoint = self.checkpoints.get(direction)
         started = time.perf_counter()
         box = one.letterbox(checkpoint.size)
-        made = self.generate(direction, prepare(one, box)[None], settings, thresholds, on_step)
+        made = self.generate(direction, to_model_image(one, box)[None], settings, thresholds, on_step)
         output = modalities(direction)[1]
-        samples = tuple(restore(m, output, box) for m in made)
+        samples = tuple(to_slice(m, output, box) for m in made)
         deviation = np.std(samples, axis=0) if len(samples) > 1 else None
         seconds = time.perf_counter() - started
         return Translation(np.mean(samples, axis=0), samples, deviation, output, seconds, settings)
@@ -126,15 +124,15 @@ class Translator:
             size = self.checkpoints.get("contour2mr").size
         except CheckpointError:
             size = DEFAULT_SIZE
-        return contour_hint(decode_ct(prepare(one, one.letterbox(size))), thresholds)
+        return contour_hint(decode_ct(to_model_image(one, one.letterbox(size))), thresholds)
 
 
-def prepare(one: Slice, box: Letterbox) -> np.ndarray:
+def to_model_image(one: Slice, box: Letterbox) -> np.ndarray:
     """A slice as the model image (S, S, 3) that training saw. Slice in HU or MR units."""
     return encode(box.fit(one.pixels, one.background), one.modality, one.limits)
 
 
-def restore(image: np.ndarray, modality: str, box: Letterbox) -> np.ndarray:
+def to_slice(image: np.ndarray, modality: str, box: Letterbox) -> np.ndarray:
     """A made model image (S, S, 3) as HU or MR (rows, columns) on the slice's grid; air outside `box`."""
     return box.restore(decode(image, modality), AIR_HU if modality == "CT" else MR_OUTPUT_LIMITS[0])
 
@@ -224,11 +222,3 @@ def _callback(on_step: OnStep, steps: int):
         return {}
 
     return call
-
-
-if __name__ == "__main__":
-    import sys
-
-    from mediffuse.batch import main
-
-    sys.exit(main())

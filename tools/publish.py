@@ -1,6 +1,6 @@
 """Take a report into the repository: assets/results/, README.md and the model cards.
 
-    python assets/publish_results.py runs/report
+    python tools/publish.py runs/report
 
 The report must be one made with --no-pictures: those of the data may not be passed on.
 """
@@ -17,7 +17,8 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from mediffuse.evaluate.report import DIRECTION_TITLES, cards, cell, mae, markdown
+from mediffuse.directions import DIRECTION_TITLES
+from mediffuse.evaluate.report import cards, cell, mae, markdown
 from mediffuse.evaluate.summary import title_of
 
 ROOT = Path(__file__).resolve().parents[1]

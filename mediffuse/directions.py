@@ -1,8 +1,9 @@
-"""Directions of translation and the instructions that name them to the models."""
+"""Directions of translation: their names, titles, modalities, and the instructions that name them to the models."""
 
 from __future__ import annotations
 
-DIRECTIONS = ("ct2mr", "mr2ct", "contour2mr")
+DIRECTION_TITLES = {"ct2mr": "CT → MRI", "mr2ct": "MRI → CT", "contour2mr": "CT contours → MRI"}
+DIRECTIONS = tuple(DIRECTION_TITLES)
 CONTRASTS = ("T1", "T2")
 
 

@@ -1,7 +1,7 @@
 """Speed and memory of translating volumes with the bundled checkpoints, on the bundled example.
 
-    python benchmarks/volumes.py                 # writes benchmarks/volumes.md
-    python benchmarks/volumes.py --slices 2      # fewer slices at the reference setting, which is slow
+    python tools/benchmark.py                 # writes docs/benchmark.md
+    python tools/benchmark.py --slices 2      # fewer slices at the reference setting, which is slow
 
 Slices per second in one step against the reference setting (50 steps, guidance 7.5, image guidance 1.5,
 as published) with the same checkpoint in the same run; peak memory of fresh processes against the
@@ -25,11 +25,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mediffuse.compare import compare_volumes
-from mediffuse.memory import peak_mib
-from mediffuse.prompts import modalities
+from mediffuse.directions import modalities
+from mediffuse.machine import peak_mib
 from mediffuse.scan import PLANES, Scan, read_scan
+from mediffuse.scan.head import head_mask
 from mediffuse.translate import Settings, Translator
-from mediffuse.volume import Passes, head_mask, translate_volume
+from mediffuse.translate.volumes import Passes, translate_volume
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = Settings("diffusion", steps=50, guidance=7.5, image_guidance=1.5)
@@ -95,7 +96,7 @@ def consistency(translator: Translator) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slices", type=int, default=4, help="at the reference setting")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "volumes.md")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "benchmark.md")
     parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.memory:
@@ -125,7 +126,7 @@ def main() -> None:
     lines = [
         "# Volumes",
         "",
-        f"Made by `python benchmarks/volumes.py` on {device} ({platform.machine()}, {os.cpu_count()} cores); the",
+        f"Made by `python tools/benchmark.py` on {device} ({platform.machine()}, {os.cpu_count()} cores); the",
         "example CT (175 x 213 x 20 voxels, repeated along z where more slices were wanted) to MRI.",
         "",
         "| | s a slice | slices a second | times the reference |",

@@ -1,6 +1,6 @@
 """Photograph every tab, with the bundled checkpoints and example, into assets/screenshots/.
 
-    python assets/make_screenshots.py [--phone DIR]
+    python tools/screenshots.py [--phone DIR]
 
 Needs requirements-dev.txt and Chromium. --phone also takes every tab at phone width, into DIR.
 """
@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mediffuse.ui.page import build, launch_options
 from tests.browser.conftest import CHROMIUM, SOFTWARE_WEBGL
 
-FOLDER = Path(__file__).resolve().parent / "screenshots"
+FOLDER = Path(__file__).resolve().parents[1] / "assets" / "screenshots"
 TABS = {
     "ct_to_mri": ("ct2mr", "CT → MRI"),
     "contours_to_mri": ("contour2mr", "Contours → MRI"),

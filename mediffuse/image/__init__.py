@@ -1,0 +1,1 @@
+"""Between units (HU, MR) and the model image, and pictures for people."""

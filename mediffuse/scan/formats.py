@@ -1,0 +1,148 @@
+"""Pictures, NIfTI, NRRD and MHA, by what is in the file."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from pathlib import Path
+
+import cv2
+import nibabel as nib
+import numpy as np
+from PIL import Image
+
+from mediffuse.image.ct_picture import guess_picture_modality, guess_png_window, png_ct_to_hu
+from mediffuse.scan.dicom import from_sitk
+from mediffuse.scan.types import MAX_PIXELS, MIN_SIDE, Scan, ScanError, canonical, check_size, from_shown
+
+PICTURES = (".png", ".jpg", ".jpeg")
+VOLUMES = (".nii", ".nii.gz", ".nrrd", ".mha")
+
+
+def kind_of(path: Path) -> str:
+    name = path.name.lower()
+    if name.endswith(PICTURES):
+        return "picture"
+    if name.endswith((".nii", ".nii.gz")):
+        return "nifti"
+    if name.endswith((".nrrd", ".mha")):
+        return "itk"
+    with path.open("rb") as file:
+        head = file.read(132)
+    if name.endswith((".dcm", ".ima")) or head[128:] == b"DICM":
+        return "dicom"
+    if head.startswith(b"PK"):
+        return "zip"
+    raise ScanError(
+        f"{path.name} is not a file type this can read. Use PNG, JPEG, NIfTI (.nii, .nii.gz), NRRD, MHA or DICOM "
+        "(.dcm, or a zip of a series)."
+    )
+
+
+def read_picture(path: Path, modality: str, shown: str) -> tuple[Scan, str | None]:
+    """The scan, and the modality that the picture looks like."""
+    rows, columns = _picture_size(path)
+    check_size((rows, columns), path.name, MAX_PIXELS)
+    if min(rows, columns) < MIN_SIDE:
+        raise ScanError(f"{path.name} is only {columns} x {rows} pixels: too small to translate.")
+    image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    if image is None:
+        raise ScanError(f"{path.name} {_NO_PICTURE}")
+    depth = np.iinfo(image.dtype).max
+    grey = _to_grey(image, path.name).astype(np.float32) / depth
+    if depth > 255 and grey.max() > grey.min():
+        # 16-bit exports rarely use the whole range; the display range is what they do use.
+        grey = (grey - grey.min()) / (grey.max() - grey.min())
+    voxels = grey * 255
+    if modality == "CT" and grey.max() > grey.min():
+        shown = guess_png_window(grey) if shown == "auto" else shown
+        voxels = png_ct_to_hu(grey, shown)
+    volume = np.ascontiguousarray(from_shown(voxels)[:, :, None])
+    shown = shown if modality == "CT" else None
+    return canonical(volume, np.eye(4), modality, "picture", path.name, shown), guess_picture_modality(grey)
+
+
+_NO_PICTURE = "cannot be read as a picture: it is damaged, cut short, or neither PNG nor JPEG inside. Export it again."
+
+
+def _picture_size(path: Path) -> tuple[int, int]:
+    """(rows, columns) by the header alone: the decoder would fill the memory that a forged one asks for."""
+    try:
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
+            return image.height, image.width
+    except Image.DecompressionBombError as error:
+        raise ScanError(f"{path.name} is too large a picture to read here.") from error
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ScanError(f"{path.name} {_NO_PICTURE}") from error
+
+
+def _to_grey(image: np.ndarray, name: str) -> np.ndarray:
+    if image.ndim == 2:
+        return image
+    if image.shape[2] == 2:
+        return image[..., 0]
+    colours = image[..., :3].astype(np.int32)
+    spread = (colours.max(-1) - colours.min(-1)) / np.iinfo(image.dtype).max
+    if (spread > 0.1).mean() > 0.02:
+        raise ScanError(
+            f"{name} is a colour picture. Scans are grey: export the slice itself, without overlays or colour maps."
+        )
+    return colours.mean(-1)
+
+
+_NIFTI_ERRORS = (
+    EOFError,
+    MemoryError,
+    OSError,
+    OverflowError,
+    ValueError,
+    zlib.error,
+    nib.filebasedimages.ImageFileError,
+    nib.spatialimages.HeaderDataError,
+)
+
+
+def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        image = nib.load(path)
+        shape = image.shape
+        while len(shape) > 3 and shape[-1] == 1:
+            shape = shape[:-1]
+        if len(shape) == 4:
+            raise ScanError(f"{path.name} is 4D ({shape[3]} volumes). Save one volume of it as 3D and use that.")
+        if len(shape) != 3:
+            raise ScanError(f"{path.name} is {len(shape)}D, and a 3D volume is needed. A single slice can come as PNG.")
+        check_size(shape, path.name)
+        if image.get_data_dtype().kind not in "iuf":
+            raise ScanError(f"{path.name} is a colour or complex volume. Save the scan's own values.")
+        voxels = np.asarray(image.dataobj, np.float32).reshape(shape)
+    except ScanError:
+        raise
+    except _NIFTI_ERRORS as error:
+        raise ScanError(f"{path.name} cannot be read as NIfTI: it is damaged or cut short. Copy it again.") from error
+    return voxels, np.asarray(image.affine, float)
+
+
+def read_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels and affine of an NRRD or MetaImage file."""
+    import SimpleITK as sitk
+
+    with path.open("rb") as file:
+        header = file.read(1 << 16)
+    # A header may name another file of this machine as its voxels.
+    local = re.search(rb"^ElementDataFile\s*=\s*LOCAL\s*$", header, re.MULTILINE | re.IGNORECASE)
+    detached = re.search(rb"^data ?file:", header.split(b"\n\n")[0].split(b"\r\n\r\n")[0], re.MULTILINE | re.IGNORECASE)
+    if detached or (path.suffix.lower() == ".mha" and not local):
+        raise ScanError(f"{path.name} is a header whose voxels are in another file. Save it as one file.")
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+        if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
+            raise ScanError(f"{path.name} is no 3D volume of single values. Save one volume of it and use that.")
+        check_size(reader.GetSize(), path.name)
+        return from_sitk(reader.Execute())
+    except ScanError:
+        raise
+    except RuntimeError as error:
+        raise ScanError(f"{path.name} cannot be read: it is damaged or cut short. Copy it again.") from error

@@ -1,0 +1,104 @@
+"""Read a scan: which reader takes a file, and what is odd about what it read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from mediffuse.scan.archive import unpacked
+from mediffuse.scan.dicom import find_series, known_tags, read_file, read_series
+from mediffuse.scan.formats import PICTURES, VOLUMES, kind_of, read_itk, read_nifti, read_picture
+from mediffuse.scan.plausibility import oddities
+from mediffuse.scan.types import MODALITIES, Scan, ScanError, SeveralSeriesError, canonical
+
+_NAMES = {"CT": "a CT", "MR": "an MRI"}
+
+
+def read_scan(
+    path: str | Path, modality: str, shown: str = "auto", *, series: str | None = None, allow_constant: bool = False
+) -> Scan:
+    """Read a PNG/JPEG, NIfTI (.nii, .nii.gz), NRRD, MHA, or DICOM: a file, a folder or a zip of a series.
+
+    modality: "CT" or "MR", what the user says it is; `Scan.warnings` says where it looks
+    otherwise. shown: for a picture of a CT, a key of `ct_picture.PNG_WINDOWS` or "auto".
+    series: the SeriesInstanceUID to read where there are several.
+    Raises ScanError, with a message for the user, for anything that cannot be used, and
+    SeveralSeriesError where `series` must be given.
+    """
+    path = Path(path)
+    if modality not in MODALITIES:
+        raise ValueError(f"modality is CT or MR, not {modality!r}")
+    if path.is_dir():
+        return _read_folder(path, path.name, modality, shown, series)
+    if not path.is_file():
+        raise ScanError(f"There is no file {path.name}.")
+    if path.stat().st_size == 0:
+        raise ScanError(f"{path.name} is empty (0 bytes). Was the upload or copy cut short?")
+    kind, said, tags = kind_of(path), None, {}
+    if kind == "zip":
+        with unpacked(path) as folder:
+            return _read_folder(folder, path.name, modality, shown, series)
+    if kind == "picture":
+        scan, guess = read_picture(path, modality, shown)
+        return _checked(scan, modality, None, (), allow_constant, guess)
+    if kind == "dicom":
+        voxels, affine, said = read_file(path)
+        tags = known_tags(path)
+    else:
+        voxels, affine = (read_nifti if kind == "nifti" else read_itk)(path)
+    scan = replace(canonical(voxels, affine, modality, kind, path.name), tags=tags)
+    return _checked(scan, modality, said if said in MODALITIES else None, (), allow_constant)
+
+
+def _checked(
+    scan: Scan,
+    modality: str,
+    said: str | None,
+    warnings: tuple[str, ...],
+    allow_constant: bool = False,
+    guess: str | None = None,
+) -> Scan:
+    """`scan` with its warnings; `said` is the modality that the file names. Raises ScanError."""
+    if not np.isfinite(scan.voxels).all():
+        raise ScanError(f"{scan.name} has voxels that are not numbers (NaN or infinite). Export it again.")
+    if scan.voxels.min() == scan.voxels.max() and not allow_constant:
+        raise ScanError(f"{scan.name} is one constant value: there is nothing to see in it.")
+    if scan.kind != "picture" and not allow_constant:
+        guess = said or looks_like(scan.voxels)
+    if guess and guess != modality and not allow_constant:
+        sure = "The file says it is" if said else "This looks like"
+        text = f"{sure} {_NAMES[guess]}, and this needs {_NAMES[modality]}: the result will mean nothing if it is."
+        warnings = (text, *warnings)
+    elif not allow_constant:
+        warnings = (*warnings, *oddities(scan))
+    return replace(scan, warnings=warnings)
+
+
+def _read_folder(folder: Path, name: str, modality: str, shown: str, series: str | None) -> Scan:
+    """The one volume in a folder: a DICOM series, or a file that `read_scan` reads."""
+    found = find_series(folder)
+    found = [s for s in found if s.usable] or found
+    if series:
+        found = [s for s in found if s.uid == series]
+        if not found:
+            raise ScanError(f"{name} has no series {series}.")
+    if len(found) > 1:
+        raise SeveralSeriesError(name, {s.uid: s.title for s in found})
+    if found:
+        voxels, affine, said, warnings = read_series(found[0], name)
+        scan = replace(canonical(voxels, affine, modality, "dicom", name), tags=known_tags(found[0].files[0]))
+        return _checked(scan, modality, said if said in MODALITIES else None, tuple(warnings))
+    files = (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    others = [p for p in files if p.name.lower().endswith((*VOLUMES, *PICTURES))]
+    if len(others) != 1:
+        raise ScanError(f"{name} holds no DICOM series{f', but {len(others)} other scans' if others else ''}.")
+    return read_scan(others[0], modality, shown)
+
+
+def looks_like(voxels: np.ndarray) -> str | None:
+    """Guess whether a volume (X, Y, Z) is "CT" or "MR", or None. A CT in HU has air near -1000."""
+    if np.percentile(voxels[:: max(1, voxels.shape[0] // 64)], 1) < -300:
+        return "CT"
+    return "MR" if voxels.min() > -200 else None

@@ -1,0 +1,252 @@
+"""A scan and a slice of it: geometry, and no file is touched."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import nibabel as nib
+import numpy as np
+from skimage.measure import label
+
+from mediffuse.image.intensity import AIR_HU, mr_limits
+from mediffuse.image.letterbox import Letterbox
+
+PLANES = ("axial", "coronal", "sagittal")
+MODALITIES = ("CT", "MR")
+MAX_VOXELS = 512 * 512 * 1200
+MAX_PIXELS = 4096 * 4096
+"""Bounds on a volume and on a picture, checked in the header before any voxels are read."""
+
+HEAD_SHARE, MIN_FIELD = 0.88, 200.0
+"""Share of the field of view that the head's longer side takes in the training data (median), and
+the smallest field (mm) that a slice is cropped to: at the vertex a head is small."""
+
+MIN_SIDE = 16
+"""Shortest side, in pixels, of a slice that is worth translating."""
+
+_AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
+
+
+class ScanError(ValueError):
+    """A scan that cannot be used. The message tells a user what is wrong and what to do."""
+
+
+class SeveralSeriesError(ScanError):
+    """A folder or zip with more than one DICOM series. choices: title by SeriesInstanceUID."""
+
+    def __init__(self, name: str, choices: dict[str, str]) -> None:
+        super().__init__(f"{name} holds {len(choices)} series; choose one: {'; '.join(choices.values())}.")
+        self.choices = choices
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One plane of a scan as it is shown: anterior or superior up, patient's right on the left.
+
+    pixels: float32 (rows, columns), HU for CT, the scan's own units for MR.
+    spacing: mm per (row, column). limits: MR values that are black and white (see `mr_limits`).
+    crop: (top, left, height, width) around the head where the field of view is much larger.
+    """
+
+    pixels: np.ndarray
+    spacing: tuple[float, float]
+    modality: str
+    limits: tuple[float, float] | None = None
+    plane: str = "axial"
+    index: int = 0
+    crop: tuple[int, int, int, int] | None = None
+
+    @property
+    def background(self) -> float:
+        """The value of air: -1000 HU, or the MR's black."""
+        return AIR_HU if self.modality == "CT" else self.limits[0]
+
+    def letterbox(self, size: int) -> Letterbox:
+        """How this slice fits a model image of `size` x `size` pixels."""
+        return Letterbox(self.pixels.shape, self.spacing, size, self.crop)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A volume in HU (CT) or its own units (MR).
+
+    voxels: float32 (X, Y, Z), axes turned to run Right, Anterior, Superior as nearly as they do.
+    affine: 4x4, voxel indices to world mm (RAS). native_affine/native_shape: as in the file.
+    kind: "picture", "nifti", "itk" (NRRD, MHA) or "dicom". shown: for a picture of a CT, the window it was read with.
+    """
+
+    voxels: np.ndarray
+    affine: np.ndarray
+    modality: str
+    kind: str
+    native_affine: np.ndarray
+    native_shape: tuple[int, ...]
+    name: str = "scan"
+    shown: str | None = None
+    warnings: tuple[str, ...] = field(default=())
+    tags: dict[str, str] = field(default_factory=dict)  # of a DICOM: `dicom.known_tags`
+
+    @cached_property
+    def limits(self) -> tuple[float, float] | None:
+        """MR values that become black and white; a picture is taken as it is scaled."""
+        if self.modality == "CT":
+            return None
+        return (0.0, 255.0) if self.kind == "picture" else mr_limits(self.voxels)
+
+    @property
+    def spacing(self) -> np.ndarray:
+        """mm per voxel along each axis of `voxels`."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+    @property
+    def plane(self) -> str:
+        """The plane to show: axial, or the one that a single slice lies in."""
+        return next((plane for plane in PLANES if self.count(plane) == 1), "axial")
+
+    def count(self, plane: str = "axial") -> int:
+        """Number of slices in a plane."""
+        return self.voxels.shape[_AXIS[plane]]
+
+    def slice(self, plane: str = "axial", index: int | None = None) -> Slice:
+        """A slice by its index from inferior/posterior/left; by default the central one.
+
+        Raises ScanError for an index outside the scan, or a plane that a single slice does not show.
+        """
+        index = self.count(plane) // 2 if index is None else index
+        if not 0 <= index < self.count(plane):
+            raise ScanError(f"There is no {plane} slice {index}: choose 0 to {self.count(plane) - 1}.")
+        axis = _AXIS[plane]
+        rest = [a for a in range(3) if a != axis]
+        pixels = np.ascontiguousarray(as_shown(np.take(self.voxels, index, axis)))
+        if min(pixels.shape) < 2:
+            raise ScanError(f"{self.name} is a single slice, and not an {plane} one: choose another plane.")
+        spacing = float(self.spacing[rest[1]]), float(self.spacing[rest[0]])
+        crop = self._crop(*rest, pixels.shape)
+        return Slice(pixels, spacing, self.modality, self.limits, plane, index, crop)
+
+    def _crop(self, across: int, up: int, shape: tuple[int, int]) -> tuple[int, int, int, int] | None:
+        """Where the head lies in a slice (rows run down the `up` axis, columns down `across`), or
+        None where it fills the field of view about as it does in the training data."""
+        if self.head is None:
+            return None
+        (low, high), spacing = self.head, self.spacing
+        axes = (up, across)
+        extent = [(high[a] - low[a]) * spacing[a] for a in axes]
+        side = max(max(extent) / HEAD_SHARE, MIN_FIELD)
+        if side > 0.75 * max(n * spacing[a] for n, a in zip(shape, axes, strict=True)):
+            return None
+        starts, lengths = [], []
+        for count, axis in zip(shape, axes, strict=True):
+            length = min(count, round(side / spacing[axis]))
+            # Rows and columns run from the end of their axis.
+            centre = count - (low[axis] + high[axis]) / 2
+            starts.append(int(np.clip(round(centre - length / 2), 0, count - length)))
+            lengths.append(length)
+        return (*starts, *lengths)
+
+    @cached_property
+    def head(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Voxel bounds (low, high), each (3,), of the largest solid region: the head without the
+        table. None for a picture, which has no mm, and where there is none."""
+        if self.kind == "picture":
+            return None
+        step = tuple(max(1, round(4 / mm)) for mm in self.spacing)
+        some = self.voxels[tuple(slice(None, None, s) for s in step)]
+        solid = some > (-300 if self.modality == "CT" else self.limits[0] + 0.1 * (self.limits[1] - self.limits[0]))
+        labels = label(solid, connectivity=1)
+        if not labels.any():
+            return None
+        found = np.argwhere(labels == np.bincount(labels.ravel())[1:].argmax() + 1)
+        return found.min(0) * step, (found.max(0) + 1) * step
+
+    def check_same_grid(self, other: Scan) -> None:
+        """Raise ScanError unless `other` has this scan's grid: shape, and affine within 0.1 mm."""
+        if other.voxels.shape != self.voxels.shape:
+            raise ScanError(
+                f"The two scans differ in size: {_size(self)} and {_size(other)}. "
+                "Resample one onto the other's grid first."
+            )
+        if self.kind == "picture" or other.kind == "picture":
+            return
+        corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
+        corners[:, :3] *= np.array(self.voxels.shape) - 1
+        off = np.linalg.norm((corners @ (self.affine - other.affine).T)[:, :3], axis=1).max()
+        if off > 0.1:
+            raise ScanError(
+                f"The two scans do not lie on the same grid: they are up to {off:.1f} mm apart. "
+                "Register and resample one onto the other first."
+            )
+
+    def only(self, plane: str, index: int) -> Scan:
+        """This scan cut down to one slice, in its place."""
+        axis = _AXIS[plane]
+        shift = np.eye(4)
+        shift[axis, 3] = index
+        return replace(self, voxels=np.take(self.voxels, [index], axis), affine=self.affine @ shift)
+
+    def slice_to_nifti(self, one: Slice, pixels: np.ndarray) -> nib.Nifti1Image:
+        """`pixels` (rows, columns) shown like `one` as a one-slice NIfTI in this scan's place.
+
+        The image has the file's own axes and affine (shifted to the slice), so it overlays it.
+        """
+        axis = _AXIS[one.plane]
+        slab = np.expand_dims(from_shown(pixels), axis).astype(np.float32)
+        shift = np.eye(4)
+        shift[axis, 3] = one.index
+        return self._to_native(slab, self.affine @ shift)
+
+    def to_nifti(self, voxels: np.ndarray) -> nib.Nifti1Image:
+        """`voxels` (X, Y, Z) on this scan's canonical grid as a NIfTI with the file's own axes and affine."""
+        return self._to_native(voxels, self.affine)
+
+    def _to_native(self, voxels: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
+        canonical = nib.Nifti1Image(voxels, affine)
+        back = nib.orientations.ornt_transform(nib.io_orientation(self.affine), nib.io_orientation(self.native_affine))
+        image = canonical.as_reoriented(back)
+        image.header.set_xyzt_units("mm")
+        return image
+
+    @staticmethod
+    def shown_in(voxels: np.ndarray, one: Slice) -> np.ndarray:
+        """The part of `voxels` (X, Y, Z) that `one` shows, turned as it is shown: a view, to be written to."""
+        where = [np.s_[:]] * 3
+        where[_AXIS[one.plane]] = one.index
+        return as_shown(voxels[tuple(where)])
+
+
+def as_shown(plane: np.ndarray) -> np.ndarray:
+    """(first, second) canonical axes to (rows, columns): up is the end of the second axis."""
+    return plane[::-1, ::-1].T
+
+
+def from_shown(pixels: np.ndarray) -> np.ndarray:
+    return pixels.T[::-1, ::-1]
+
+
+def _size(scan: Scan) -> str:
+    return " x ".join(str(n) for n in scan.voxels.shape if scan.kind != "picture" or n > 1)
+
+
+def check_size(shape, name: str, most: int = MAX_VOXELS) -> None:
+    """Raise ScanError for a volume or picture that a header claims, and that cannot be read."""
+    if min(shape) < 1:
+        raise ScanError(f"{name} has a side of zero voxels. Export it again.")
+    if math.prod(int(n) for n in shape) > most:
+        raise ScanError(
+            f"{name} says it is {' x '.join(map(str, shape))} in size; that is too large to read here. "
+            "Crop or resample it first."
+        )
+
+
+def canonical(voxels, affine, modality, kind, name, shown=None) -> Scan:
+    usable = np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-9
+    ornt = nib.io_orientation(affine) if usable else None
+    if ornt is None or np.isnan(ornt).any():
+        raise ScanError(f"{name} has no usable position or voxel size in its header. Export it again.")
+    turned = nib.apply_orientation(voxels, ornt)
+    canonical = affine @ nib.orientations.inv_ornt_aff(ornt, voxels.shape)
+    if sorted(turned.shape)[1] < MIN_SIDE:
+        raise ScanError(f"{name} is only {' x '.join(map(str, voxels.shape))} voxels: too small to translate.")
+    return Scan(turned, canonical, modality, kind, affine, voxels.shape, name, shown)

@@ -1,0 +1,156 @@
+"""Translate a whole volume: every slice, put back in its place, on the scan's own grid.
+
+Intensities and the head's frame are those of the volume, never of a slice, and one seed gives every
+slice the same noise, so that neighbours agree.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mediffuse.directions import modalities
+from mediffuse.image.contours import Thresholds
+from mediffuse.image.intensity import AIR_HU, MR_OUTPUT_LIMITS
+from mediffuse.scan import PLANES, Scan, ScanError
+from mediffuse.scan.head import head_mask
+from mediffuse.scan.resample import resampled, straightened
+from mediffuse.translate.slices import Settings, Translator, to_model_image, to_slice
+
+MARGIN_MM = 8.0
+"""What is made further than this from the input's head is taken for air."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Which slices are translated. More than one pass is averaged, and their spread is an uncertainty.
+
+    planes: of "axial", "coronal", "sagittal". mirror: each slice mirrored left to right is a pass of its own.
+    batch: slices that go through the model together; by default 8 on a GPU, and on a processor one, which is
+    faster there (docs/benchmark.md).
+    """
+
+    planes: tuple[str, ...] = ("axial",)
+    mirror: bool = False
+    batch: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.planes or set(self.planes) - set(PLANES):
+            raise ValueError(f"Planes are {', '.join(PLANES)}, not {self.planes}.")
+        if self.batch is not None and self.batch < 1:
+            raise ValueError("A batch has at least one slice.")
+
+
+@dataclass(frozen=True)
+class VolumeTranslation:
+    """What was made, on the scan's canonical grid (X, Y, Z): see `Scan.to_nifti`.
+
+    voxels: float32, HU or MR in `intensity.MR_OUTPUT_LIMITS`. deviation: standard deviation of
+    samples and passes, None where there was one. slices: how many went through the model.
+    """
+
+    voxels: np.ndarray
+    deviation: np.ndarray | None
+    modality: str
+    slices: int
+    seconds: float
+    settings: Settings
+
+
+def translate_volume(
+    translator: Translator,
+    scan: Scan,
+    direction: str,
+    settings: Settings | None = None,
+    passes: Passes | None = None,
+    thresholds: Thresholds | None = None,
+    on_slices: Callable[[int, int], None] | None = None,
+) -> VolumeTranslation:
+    """Translate every slice of `scan` in which there is a head; elsewhere the result is air.
+
+    `on_slices(done, of)` is called after each batch; what it raises ends the run. Beside the result
+    (three volumes with passes or samples) memory does not grow with the number of slices.
+    Raises CheckpointError if the checkpoint cannot be used, ScanError for a scan without a head.
+    """
+    settings, passes = settings or Settings(), passes or Passes()
+    started = time.perf_counter()
+    if passes.mirror:
+        settings = replace(settings, mirror=False)
+    source, target = modalities(direction)
+    if scan.modality != source:
+        raise ValueError(f"{direction} translates {source}, not {scan.modality}")
+    checkpoint = translator.checkpoints.get(direction)
+    size = checkpoint.size
+    together = passes.batch or (1 if checkpoint.pipeline.device.type == "cpu" else 8)
+    upright = straightened(scan)
+    head = head_mask(upright)
+    if not head.any():
+        raise ScanError(f"{scan.name} shows no head: there is nothing to translate in it.")
+    planes = passes.planes if min(upright.voxels.shape) > 1 else (upright.plane,)
+    todo = [(plane, index) for plane in planes for index in _with_head(head, upright, plane)]
+    fill = AIR_HU if target == "CT" else MR_OUTPUT_LIMITS[0]
+    voxels = np.zeros(upright.voxels.shape, np.float32)
+    estimates = np.zeros(voxels.shape, np.uint16)
+    several = settings.speed == "diffusion" and settings.samples > 1
+    squares = np.zeros_like(voxels) if several or passes.mirror or len(planes) > 1 else None
+    count = len(todo) * (2 if passes.mirror else 1)
+    done = 0
+    for mirrored in (False, True) if passes.mirror else (False,):
+        for batch in _batches(todo, together):
+            slices = [upright.slice(plane, index) for plane, index in batch]
+            boxes = [one.letterbox(size) for one in slices]
+            images = np.stack([to_model_image(one, box) for one, box in zip(slices, boxes, strict=True)])
+            made = translator.generate(direction, _flip(images, mirrored), settings, thresholds)
+            made = _flip(made, mirrored).reshape(len(slices), -1, *made.shape[1:])
+            for one, box, samples in zip(slices, boxes, made, strict=True):
+                parts = [None if x is None else upright.shown_in(x, one) for x in (voxels, estimates, squares)]
+                for image in samples:
+                    _add(to_slice(image, target, box), *parts)
+            done += len(slices)
+            if on_slices:
+                on_slices(done, count)
+    deviation = None if squares is None else np.sqrt(squares / np.maximum(estimates, 1))
+    air = ~_widened(head, upright.spacing) | (estimates == 0)
+    voxels[air] = fill
+    if deviation is not None:
+        deviation[air] = 0
+    if upright is not scan:
+        voxels = resampled(replace(upright, voxels=voxels), scan, fill)
+        deviation = None if deviation is None else resampled(replace(upright, voxels=deviation), scan, 0.0)
+    return VolumeTranslation(voxels, deviation, target, count, time.perf_counter() - started, settings)
+
+
+def _add(pixels: np.ndarray, mean: np.ndarray, estimates: np.ndarray, squares: np.ndarray | None) -> None:
+    """Take one more estimate into views of the mean and the sum of squared deviations (Welford 1962)."""
+    estimates += 1
+    off = pixels - mean
+    mean += off / estimates
+    if squares is not None:
+        squares += off * (pixels - mean)
+
+
+def _widened(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    from scipy import ndimage
+
+    for axis, width in enumerate(np.round(MARGIN_MM / spacing).astype(int)):
+        mask = ndimage.maximum_filter1d(mask, 2 * int(width) + 1, axis=axis)
+    return mask
+
+
+def _with_head(head: np.ndarray, scan: Scan, plane: str) -> list[int]:
+    """The slices of a plane that show some of the head."""
+    axis = PLANES[::-1].index(plane)
+    return [i for i in range(scan.count(plane)) if np.take(head, i, axis).any()]
+
+
+def _batches(items: list, size: int) -> Iterator[list]:
+    """Runs of at most `size` items of one plane: slices of one plane are of one size."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _flip(images: np.ndarray, mirrored: bool) -> np.ndarray:
+    return np.ascontiguousarray(images[:, :, ::-1]) if mirrored else images
