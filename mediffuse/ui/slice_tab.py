@@ -46,52 +46,35 @@ SLICE_TABS = (
 )
 
 
-class SliceTab:
-    """The components and handlers of one tab. It holds no visitor's data: one serves all.
-
-    controls: what a visitor sets, by API parameter. panel: what shows the result.
-    """
+class SliceControls:
+    """The half of a tab that a visitor sets. components: by API parameter; the panel adds `view`."""
 
     def __init__(self, options: SliceTabOptions, translator: Translator) -> None:
         self.options = options
-        self.source_modality, self.target_modality = modalities(options.direction)
-        self.number = runs.register(translator)
-        self.controls: dict[str, Component] = {}
+        self.components: dict[str, Component] = {}
         self.contours: ContourControls | None = None
-        with gr.Row():
-            with gr.Column(scale=2, min_width=300):
-                self._scan_controls()
-                if options.direction == "contour2mr":
-                    self.contours = ContourControls(options.direction, translator)
-                    self.controls |= self.contours.components
-                self._sampling_controls()
-                self._truth_controls()
-                self.go, self.stop = controls.run_buttons(options.direction)
-            self.panel = SlicePanel(options.direction, options.default_view)
-        self.controls["view"] = self.panel.view
-        self.state = gr.State(None)
-        self._on_stop([*self._on_run(), *self._on_slice(), *self._on_scan()])
-        self._on_truth()
-        self._on_view()
-        if self.contours:
-            self.contours.on_drag(self.controls, self.panel.contours)
+        source, target = (MODALITY_TITLES[modality] for modality in modalities(options.direction))
+        with gr.Column(scale=2, min_width=300):
+            self._scan(source)
+            if options.direction == "contour2mr":
+                self.contours = ContourControls(options.direction, translator)
+                self.components |= self.contours.components
+            self._sampling()
+            self._truth(target)
+            self.go, self.stop = controls.run_buttons(options.direction)
 
-    # The layout.
-
-    def _scan_controls(self) -> None:
+    def _scan(self, source: str) -> None:
         name = self.options.direction
-        self.controls["scan"] = gr.File(
-            label=f"{MODALITY_TITLES[self.source_modality]}: PNG, NIfTI or DICOM", height=120, elem_id=f"{name}-scan"
-        )
+        self.components["scan"] = gr.File(label=f"{source}: PNG, NIfTI or DICOM", height=120, elem_id=f"{name}-scan")
         with gr.Row():
             self.example_buttons = [
                 gr.Button(example.title, size="sm", elem_id=f"{name}-example-{place}")
                 for place, example in enumerate(self.options.examples)
             ]
-        self.controls["index"] = gr.Slider(
+        self.components["index"] = gr.Slider(
             -1, 4096, -1, step=1, label="Slice, from below", visible=False, elem_id=f"{name}-index"
         )
-        self.controls["shown"] = gr.Radio(
+        self.components["shown"] = gr.Radio(
             [("Guess", "auto"), *((text, key) for key, text in PNG_WINDOWS.items())],
             value="auto",
             label="Which window does this CT picture show?",
@@ -100,31 +83,51 @@ class SliceTab:
         )
         self.notice = gr.Markdown(visible=False, elem_classes="notice", elem_id=f"{name}-notice")
 
-    def _sampling_controls(self) -> None:
+    def _sampling(self) -> None:
         name = self.options.direction
-        self.controls["contrast"] = controls.contrast_choice(name, self.options.contrasts)
-        self.controls["speed"] = controls.speed_choice(name)
+        self.components["contrast"] = controls.contrast_choice(name, self.options.contrasts)
+        self.components["speed"] = controls.speed_choice(name)
         with gr.Group(visible=False) as group:
             hidden = ["image_guidance"] if self.contours else []  # guided by its contours, not by an image
-            self.controls |= controls.option_sliders(name, controls.OPTIONS, hidden)
+            self.components |= controls.option_sliders(name, controls.OPTIONS, hidden)
             with gr.Row():
-                self.controls["seed"] = controls.seed_box(name)
-                self.controls["random"] = gr.Checkbox(False, label="Random seed")
-        controls.on_speed(self.controls["speed"], group)
+                self.components["seed"] = controls.seed_box(name)
+                self.components["random"] = gr.Checkbox(False, label="Random seed")
+        controls.on_speed(self.components["speed"], group)
 
-    def _truth_controls(self) -> None:
-        self.controls["truth"] = gr.File(
-            label=f"Ground truth: real {MODALITY_TITLES[self.target_modality]} (optional)",
+    def _truth(self, target: str) -> None:
+        self.components["truth"] = gr.File(
+            label=f"Ground truth: real {target} (optional)",
             height=120,
             elem_id=f"{self.options.direction}-truth",
         )
+
+
+class SliceTab:
+    """One tab: which event does what. It holds no visitor's data: one serves all."""
+
+    def __init__(self, options: SliceTabOptions, translator: Translator) -> None:
+        self.options = options
+        self.source_modality, self.target_modality = modalities(options.direction)
+        self.number = runs.register(translator)
+        with gr.Row():
+            self.controls = SliceControls(options, translator)
+            self.panel = SlicePanel(options.direction, options.default_view)
+        self.contours = self.controls.contours
+        self.components = {**self.controls.components, "view": self.panel.view}
+        self.state = gr.State(None)
+        self._on_stop([*self._on_run(), *self._on_slice(), *self._on_scan()])
+        self._on_truth()
+        self._on_view()
+        if self.contours:
+            self.contours.on_drag(self.components, self.panel.contours)
 
     # The events. A list that is returned holds those that start a run, which Stop cancels.
 
     def _inputs(self, *names: str) -> dict[str, Component]:
         """The controls of some API parameters and, in the contour tab, the thresholds."""
         thresholds = self.contours.components if self.contours else {}
-        return select(self.controls, (*names, *thresholds))
+        return select(self.components, (*names, *thresholds))
 
     @property
     def asked_type(self) -> type[AskedSlice]:
@@ -132,23 +135,23 @@ class SliceTab:
 
     @property
     def preview_outputs(self) -> list[Component]:
-        return [self.panel.input, self.notice, *([self.panel.contours] if self.contours else [])]
+        return [self.panel.input, self.controls.notice, *([self.panel.contours] if self.contours else [])]
 
     @property
     def run_options(self) -> dict:
         """Of events that translate."""
         panel = self.panel
         return {
-            "inputs_kwargs": select(self.controls, parameters(self.asked_type)),
-            "outputs": [*panel.pictures, panel.files, self.controls["seed"], panel.status, self.state],
+            "inputs_kwargs": select(self.components, parameters(self.asked_type)),
+            "outputs": [*panel.pictures, panel.files, self.components["seed"], panel.status, self.state],
             **ONE_AT_A_TIME,
         }
 
     def _on_run(self) -> list[Dependency]:
-        controls.on_wait(self.go, self.panel.status)
+        controls.on_wait(self.controls.go, self.panel.status)
         return [
-            self.go.click(self.run, **self.run_options, api_name=self.options.api),
-            self._at_once(self.controls["contrast"].input),
+            self.controls.go.click(self.run, **self.run_options, api_name=self.options.api),
+            self._at_once(self.components["contrast"].input),
         ]
 
     def _at_once(self, event) -> Dependency:
@@ -164,24 +167,24 @@ class SliceTab:
             "show_progress": "hidden",
             "trigger_mode": "always_last",
         }
-        moved = self.controls["index"].input(**previewing, api_name=f"{self.options.api}_preview")
-        read_anew = self.controls["shown"].input(**previewing, api_visibility="private")
+        moved = self.components["index"].input(**previewing, api_name=f"{self.options.api}_preview")
+        read_anew = self.components["shown"].input(**previewing, api_visibility="private")
         return [self._at_once(moved.success), self._at_once(read_anew.success)]
 
     def _on_scan(self) -> list[Dependency]:
-        scan, truth = self.controls["scan"], self.controls["truth"]
+        scan, truth = self.components["scan"], self.components["truth"]
         results = self.run_options["outputs"]
         loading = {
             "fn": self.load,
             "inputs_kwargs": self._inputs("scan", "view"),
-            "outputs": [*self.preview_outputs, self.controls["index"], self.controls["shown"]],
+            "outputs": [*self.preview_outputs, self.components["index"], self.components["shown"]],
             **PRIVATE,
         }
         forgetting = {"outputs": [*results, truth], **PRIVATE}
         # Only a scan that can be read replaces the last result, and its ground truth.
         loaded = [scan.upload(**loading).success(lambda: {**self._forget(), truth: None}, **forgetting)]
         scan.clear(lambda: {**self._forget(), self.panel.input: None, truth: None}, **forgetting)
-        for button, example in zip(self.example_buttons, self.options.examples, strict=True):
+        for button, example in zip(self.controls.example_buttons, self.options.examples, strict=True):
             chosen = button.click(
                 lambda example=example: {scan: str(example.scan), truth: example.truth and str(example.truth)},
                 outputs=[scan, truth],
@@ -191,16 +194,16 @@ class SliceTab:
         return [self._at_once(event.success) for event in loaded]
 
     def _on_stop(self, running: list[Dependency]) -> None:
-        controls.on_stop(self.stop, self.panel.status, running, f"{self.options.api}_stop")
+        controls.on_stop(self.controls.stop, self.panel.status, running, f"{self.options.api}_stop")
 
     def _on_truth(self) -> None:
-        truth = self.controls["truth"]
+        truth = self.components["truth"]
         gr.on(
             [truth.upload, truth.clear],
             self.compare,
             self.state,
             [*self.panel.pictures, self.state],
-            inputs_kwargs=select(self.controls, ("truth", "view")),
+            inputs_kwargs=select(self.components, ("truth", "view")),
             **PRIVATE,
         )
 
@@ -209,7 +212,7 @@ class SliceTab:
             self.show_again,
             self.state,
             self.panel.pictures,
-            inputs_kwargs=select(self.controls, ("scan", "index", "shown", "view")),
+            inputs_kwargs=select(self.components, ("scan", "index", "shown", "view")),
             **PRIVATE,
         )
 
@@ -228,10 +231,10 @@ class SliceTab:
         count = scan.count(scan.plane)
         return {
             **self.preview(**values),
-            self.controls["index"]: gr.Slider(
+            self.components["index"]: gr.Slider(
                 minimum=0, maximum=max(1, count - 1), value=count // 2, visible=count > 1
             ),
-            self.controls["shown"]: gr.Radio(value="auto", visible=scan.shown is not None),
+            self.components["shown"]: gr.Radio(value="auto", visible=scan.shown is not None),
         }
 
     def preview(self, **values) -> Values:
@@ -243,7 +246,7 @@ class SliceTab:
             notes.append(f"Read as: {PNG_WINDOWS[scan.shown]}. Choose another window if that is wrong.")
         changed = {
             self.panel.input: slice_picture(source, asked.view),
-            self.notice: gr.Markdown("\n\n".join(notes), visible=bool(notes)),
+            self.controls.notice: gr.Markdown("\n\n".join(notes), visible=bool(notes)),
         }
         if self.contours:
             changed[self.panel.contours] = self.contours.picture(source, asked.thresholds())
@@ -265,7 +268,7 @@ class SliceTab:
         line = self.panel.status
         # Steps must not be shown beside the last result's scores; one step is over too soon to flicker.
         emptied = self.panel.empty() if SPEED_CHOICES[settings.speed].sampled else {}
-        yield {**emptied, self.controls["seed"]: settings.seed, line: status("Translating…", 0, 1)}
+        yield {**emptied, self.components["seed"]: settings.seed, line: status("Translating…", 0, 1)}
         thresholds, visitor = asked.thresholds(), request.session_hash
         try:
             for item in runs.stream(self.number, source, self.options.direction, settings, thresholds, visitor):
@@ -306,7 +309,7 @@ class SliceTab:
             yield {
                 **self.panel.show(result, asked.view),
                 self.panel.files: result.write(Path(folder), asked.view),
-                self.controls["seed"]: settings.seed,
+                self.components["seed"]: settings.seed,
                 self.panel.status: status(" ".join([f"{text}.", *result.warnings(asked.truth)])),
                 self.state: result,
             }

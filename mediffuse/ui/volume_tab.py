@@ -29,37 +29,26 @@ EXAMPLES = {"ct2mr": CT_EXAMPLES[0], "mr2ct": MR_EXAMPLES[0]}
 VOLUME_OPTIONS = {"steps": OPTIONS["steps"], "samples": replace(OPTIONS["samples"], label="Samples")}
 
 
-class VolumeTab:
-    """The components and handlers of the tab. It holds no visitor's data: one serves all.
+class VolumeControls:
+    """The half of the tab that a visitor sets. components: by API parameter."""
 
-    controls: what a visitor sets, by API parameter. panel: what shows the result.
-    """
+    def __init__(self) -> None:
+        self.components: dict[str, Component] = {}
+        with gr.Column(scale=2, min_width=300):
+            self._scan()
+            self._sampling()
+            self._passes()
+            self._truth()
+            self.go, self.stop = controls.run_buttons("volume")
 
-    def __init__(self, translator: Translator) -> None:
-        self.number = runs.register(translator)
-        self.controls: dict[str, Component] = {}
-        with gr.Row():
-            with gr.Column(scale=2, min_width=300):
-                self._scan_controls()
-                self._sampling_controls()
-                self._pass_controls()
-                self._truth_controls()
-                self.go, self.stop = controls.run_buttons("volume")
-            self.panel = VolumePanel()
-        self._on_scan()
-        self._on_run()
-        self._on_truth()
-
-    # The layout.
-
-    def _scan_controls(self) -> None:
-        self.controls["direction"] = gr.Radio(
+    def _scan(self) -> None:
+        self.components["direction"] = gr.Radio(
             [(DIRECTION_TITLES[direction], direction) for direction in EXAMPLES],
             value="ct2mr",
             label="Translate",
             elem_id="volume-direction",
         )
-        self.controls["paths"] = gr.File(
+        self.components["paths"] = gr.File(
             label="Scan: NIfTI, NRRD, MHA, or a DICOM series (its files, or a zip)",
             file_count="multiple",
             height=130,
@@ -70,43 +59,57 @@ class VolumeTab:
                 gr.Button(example.title, size="sm", elem_id=f"volume-example-{place}")
                 for place, example in enumerate(EXAMPLES.values())
             ]
-        self.controls["series"] = gr.Radio([], label="Series", visible=False, elem_id="volume-series")
+        self.components["series"] = gr.Radio([], label="Series", visible=False, elem_id="volume-series")
         self.notice = gr.Markdown(visible=False, elem_classes="notice", elem_id="volume-notice")
 
-    def _sampling_controls(self) -> None:
-        contrast = self.controls["contrast"] = controls.contrast_choice("volume", CONTRASTS)
-        self.controls["speed"] = controls.speed_choice("volume")
+    def _sampling(self) -> None:
+        contrast = self.components["contrast"] = controls.contrast_choice("volume", CONTRASTS)
+        self.components["speed"] = controls.speed_choice("volume")
         with gr.Group(visible=False) as group:
-            self.controls |= controls.option_sliders("volume", VOLUME_OPTIONS)
-            self.controls["seed"] = controls.seed_box("volume")
-        controls.on_speed(self.controls["speed"], group)
-        direction = self.controls["direction"]
+            self.components |= controls.option_sliders("volume", VOLUME_OPTIONS)
+            self.components["seed"] = controls.seed_box("volume")
+        controls.on_speed(self.components["speed"], group)
+        direction = self.components["direction"]
         direction.change(
             lambda chosen: gr.Radio(visible=chosen == "ct2mr"), direction, contrast, queue=False, **PRIVATE
         )
 
-    def _pass_controls(self) -> None:
+    def _passes(self) -> None:
         with gr.Accordion("Averaging and uncertainty", open=False):
-            self.controls["planes"] = gr.CheckboxGroup(
+            self.components["planes"] = gr.CheckboxGroup(
                 list(PLANES), value=["axial"], label="Slices to translate", info="Several planes are averaged."
             )
-            self.controls["mirror"] = gr.Checkbox(
+            self.components["mirror"] = gr.Checkbox(
                 False,
                 label="Mirrored slices as a pass of their own",
                 info="Their spread is an uncertainty. One step averages them in any case.",
             )
 
-    def _truth_controls(self) -> None:
-        self.controls["truth"] = gr.File(
+    def _truth(self) -> None:
+        self.components["truth"] = gr.File(
             label="Ground truth: the real other one (optional)",
             file_count="multiple",
             height=130,
             elem_id="volume-truth",
         )
-        self.controls["register"] = gr.Checkbox(
+        self.components["register"] = gr.Checkbox(
             False, label="Register the ground truth rigidly first", elem_id="volume-register"
         )
-        self.controls["dicom"] = gr.Checkbox(False, label="Also a DICOM series (zip)", elem_id="volume-dicom")
+        self.components["dicom"] = gr.Checkbox(False, label="Also a DICOM series (zip)", elem_id="volume-dicom")
+
+
+class VolumeTab:
+    """The tab: which event does what. It holds no visitor's data: one serves all."""
+
+    def __init__(self, translator: Translator) -> None:
+        self.number = runs.register(translator)
+        with gr.Row():
+            self.controls = VolumeControls()
+            self.panel = VolumePanel()
+        self.components = self.controls.components
+        self._on_scan()
+        self._on_run()
+        self._on_truth()
 
     # The events.
 
@@ -115,18 +118,18 @@ class VolumeTab:
         event.success(None, self.panel.drawn, js=viewer.show("volume-viewer"), **PRIVATE)
 
     def _on_scan(self) -> None:
-        paths, direction, series, truth = (self.controls[n] for n in ("paths", "direction", "series", "truth"))
+        paths, direction, series, truth = (self.components[n] for n in ("paths", "direction", "series", "truth"))
         loading = {
             "fn": self.load,
-            "inputs_kwargs": select(self.controls, ("paths", "direction", "series")),
-            "outputs": [series, self.notice, *self.panel.outputs],
+            "inputs_kwargs": select(self.components, ("paths", "direction", "series")),
+            "outputs": [series, self.controls.notice, *self.panel.outputs],
             **PRIVATE,
         }
         self._draw_after(paths.upload(_no_series, outputs=series, **PRIVATE).success(**loading))
         for choice in (series, direction):
             self._draw_after(choice.input(**loading))
         self._draw_after(paths.clear(self._forget, outputs=loading["outputs"], **PRIVATE))
-        for button, (name, example) in zip(self.example_buttons, EXAMPLES.items(), strict=True):
+        for button, (name, example) in zip(self.controls.example_buttons, EXAMPLES.items(), strict=True):
             chosen = button.click(
                 lambda name=name, example=example: self._choose(name, example),
                 outputs=[direction, paths, truth, series],
@@ -135,25 +138,25 @@ class VolumeTab:
             self._draw_after(chosen.success(**loading))
 
     def _on_run(self) -> None:
-        controls.on_wait(self.go, self.panel.status)
-        running = self.go.click(
+        controls.on_wait(self.controls.go, self.panel.status)
+        running = self.controls.go.click(
             self.translate,
-            inputs_kwargs=select(self.controls, parameters(AskedVolume)),
+            inputs_kwargs=select(self.components, parameters(AskedVolume)),
             outputs=self.panel.outputs,
             api_name="volume",
             **ONE_AT_A_TIME,
         )
         self._draw_after(running)
-        controls.on_stop(self.stop, self.panel.status, [running], "volume_stop")
+        controls.on_stop(self.controls.stop, self.panel.status, [running], "volume_stop")
 
     def _on_truth(self) -> None:
-        truth = self.controls["truth"]
-        for event in (truth.upload, truth.clear, self.controls["register"].input):
+        truth = self.components["truth"]
+        for event in (truth.upload, truth.clear, self.components["register"].input):
             compared = event(
                 self.compare_again,
                 self.panel.drawn,
                 self.panel.outputs,
-                inputs_kwargs=select(self.controls, ("paths", "direction", "series", "truth", "register")),
+                inputs_kwargs=select(self.components, ("paths", "direction", "series", "truth", "register")),
                 **{**ONE_AT_A_TIME, **PRIVATE},
             )
             self._draw_after(compared)
@@ -162,18 +165,18 @@ class VolumeTab:
 
     def _forget(self) -> Values:
         return {
-            self.controls["series"]: gr.Radio(visible=False),
-            self.notice: gr.Markdown(visible=False),
+            self.components["series"]: gr.Radio(visible=False),
+            self.controls.notice: gr.Markdown(visible=False),
             self.panel.status: "",
             **self.panel.empty(),
         }
 
     def _choose(self, direction: str, example: Example) -> Values:
         return {
-            self.controls["direction"]: direction,
-            self.controls["paths"]: [str(example.scan)],
-            self.controls["truth"]: [str(example.truth)],
-            self.controls["series"]: _no_series(),
+            self.components["direction"]: direction,
+            self.components["paths"]: [str(example.scan)],
+            self.components["truth"]: [str(example.truth)],
+            self.components["series"]: _no_series(),
         }
 
     def load(self, **values) -> Iterator[Values]:
@@ -181,7 +184,7 @@ class VolumeTab:
         asked = AskedVolume(**values)
         emptied = {**self.panel.empty(), self.panel.status: ""}
         if not asked.paths:
-            yield {**emptied, self.notice: gr.Markdown(visible=False)}
+            yield {**emptied, self.controls.notice: gr.Markdown(visible=False)}
             return
         try:
             scan = read_volume(asked.paths, modalities(asked.direction)[0], asked.series)
@@ -189,8 +192,8 @@ class VolumeTab:
             choices = [(title, uid) for uid, title in error.choices.items()]
             yield {
                 **emptied,
-                self.controls["series"]: gr.Radio(choices, value=None, visible=True),
-                self.notice: gr.Markdown("Choose the series to translate.", visible=True),
+                self.components["series"]: gr.Radio(choices, value=None, visible=True),
+                self.controls.notice: gr.Markdown("Choose the series to translate.", visible=True),
             }
             return
         except ScanError as error:
@@ -201,7 +204,7 @@ class VolumeTab:
                 **emptied,
                 **self.panel.draw([anatomy_layer(scan, scan.voxels, "input", scan.modality, Path(folder))]),
                 self.panel.status: status(_size(scan)),
-                self.notice: gr.Markdown("\n\n".join(scan.warnings), visible=bool(scan.warnings)),
+                self.controls.notice: gr.Markdown("\n\n".join(scan.warnings), visible=bool(scan.warnings)),
             }
 
     # The docstring is the API's description.
