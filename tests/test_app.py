@@ -74,6 +74,19 @@ def test_every_action_has_a_name(client):
     assert not [name for name in named if "lambda" in name]
 
 
+def test_parameters_and_defaults_are_those_of_the_dataclasses(client):
+    from mediffuse.ui.asked import AskedContours, AskedSlice, AskedVolume, parameters
+
+    named = client.view_api(return_format="dict")["named_endpoints"]
+    for api, asked in (("/ct_to_mri", AskedSlice), ("/contours_to_mri", AskedContours), ("/volume", AskedVolume)):
+        taken = named[api]["parameters"]
+        assert [p["parameter_name"] for p in taken] == parameters(asked)
+        for parameter in taken:
+            if parameter["parameter_has_default"]:
+                default = getattr(asked, parameter["parameter_name"])
+                assert parameter["parameter_default"] == (list(default) if isinstance(default, tuple) else default)
+
+
 @pytest.mark.parametrize("api", ["/ct_to_mri", "/contours_to_mri"])
 def test_ct_volume_with_ground_truth(client, ct_path, mr_path, api):
     out = call(client, api, ct_path, mr_path)

@@ -11,7 +11,9 @@ import spaces
 from mediffuse.directions import DIRECTIONS
 from mediffuse.translate import Translator
 from mediffuse.translate.checkpoints import CheckpointError, Checkpoints
-from mediffuse.ui import contours_to_mri, ct_to_mri, mri_to_ct, results, volumes
+from mediffuse.ui import results
+from mediffuse.ui.slice_tab import SLICE_TABS, SliceTab
+from mediffuse.ui.volume_tab import VolumeTab
 
 MAX_UPLOAD = "300mb"
 STYLE = Path(__file__).resolve().parents[2] / "assets" / "style.css"
@@ -36,15 +38,11 @@ def build() -> gr.Blocks:
     with gr.Blocks(title="Mediffuse", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
         gr.Markdown(_INTRO)
         with gr.Tabs():
-            for title, name, tab in (
-                ("CT → MRI", "ct2mr", ct_to_mri),
-                ("Contours → MRI", "contour2mr", contours_to_mri),
-                ("MRI → CT", "mr2ct", mri_to_ct),
-            ):
-                with gr.Tab(title, id=name, elem_id=f"tab-{name}"):
-                    tab.build(translator)
+            for options in SLICE_TABS:
+                with gr.Tab(options.title, id=options.direction, elem_id=f"tab-{options.direction}"):
+                    SliceTab(options, translator)
             with gr.Tab("Volume", id="volume", elem_id="tab-volume"):
-                volumes.build(translator)
+                VolumeTab(translator)
             with gr.Tab("Results", id="results", elem_id="tab-results") as tab:
                 results.build(tab)
     return demo.queue(max_size=32, default_concurrency_limit=4)

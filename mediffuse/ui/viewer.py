@@ -10,12 +10,15 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 
+from mediffuse.image.display import CT_VIEWS
+from mediffuse.ui.words import BONE, BRAIN, SOFT_TISSUE
+
 FOLDER = Path(__file__).resolve().parents[2] / "assets" / "viewer"
-CT_WINDOWS = (
-    ("Brain (W 80, L 40)", 0.0, 80.0),
+CT_PRESETS = (
+    (BRAIN, *CT_VIEWS[BRAIN]),
     ("Subdural (W 200, L 75)", -25.0, 175.0),
-    ("Soft tissue (W 400, L 40)", -160.0, 240.0),
-    ("Bone (W 2500, L 480)", -770.0, 1730.0),
+    (SOFT_TISSUE, *CT_VIEWS[SOFT_TISSUE]),
+    (BONE, *CT_VIEWS[BONE]),
 )
 MR_PERCENTILES = ((0.5, 99.5), (2, 98), (5, 95), (25, 99.9))
 """Window presets: (text, black, white) in HU, and percentiles of an MRI's voxels above its minimum."""
@@ -85,7 +88,7 @@ def window_of(voxels: np.ndarray) -> tuple[float, float]:
 def presets_of(voxels: np.ndarray, modality: str) -> tuple[tuple[str, float, float], ...]:
     """The `Layer.presets` of a CT or MRI (X, Y, Z)."""
     if modality == "CT":
-        return CT_WINDOWS
+        return CT_PRESETS
     some = voxels[voxels > voxels.min()]
     if not some.size:
         return ()

@@ -10,7 +10,7 @@ import pytest
 from mediffuse.scan import Slice
 from mediffuse.translate import Settings, Translation, Translator
 from mediffuse.translate.checkpoints import Checkpoints
-from mediffuse.ui import session
+from mediffuse.ui import runs
 from tests import tiny
 
 ONE = Slice(np.random.default_rng(0).normal(0, 300, (40, 40)).astype(np.float32), (1, 1), "CT")
@@ -19,11 +19,11 @@ LONG = Settings("diffusion", steps=200)
 
 @pytest.fixture(scope="module")
 def number(tmp_path_factory):
-    return session.register(Translator(Checkpoints(str(tiny.save_all(tmp_path_factory.mktemp("tiny"))))))
+    return runs.register(Translator(Checkpoints(str(tiny.save_all(tmp_path_factory.mktemp("tiny"))))))
 
 
 def run(number, settings):
-    return session.stream(number, ONE, "ct2mr", settings, None, "visitor")
+    return runs.stream(number, ONE, "ct2mr", settings, None, "visitor")
 
 
 def threads_end(before, seconds=20) -> bool:
@@ -53,15 +53,15 @@ def test_leaving_ends_the_run(number):
 def test_stop_ends_the_run_of_that_visitor_only(number):
     items = run(number, LONG)
     next(items)
-    session.stop(gr.Request(session_hash="someone else"))
+    runs.stop(gr.Request(session_hash="someone else"))
     assert next(items)[0] == 2
-    session.stop(gr.Request(session_hash="visitor"))
+    runs.stop(gr.Request(session_hash="visitor"))
     rest = list(items)
     assert len(rest) < 10
     assert not any(isinstance(item, Translation) for item in rest)
 
 
 def test_a_missing_checkpoint_is_said(tmp_path):
-    lost = session.register(Translator(Checkpoints(str(tmp_path))))
+    lost = runs.register(Translator(Checkpoints(str(tmp_path))))
     with pytest.raises(gr.Error, match="no checkpoint"):
         list(run(lost, Settings()))

@@ -1,0 +1,144 @@
+"""What a visitor or a script asks for: per tab a dataclass whose fields are the API's parameters, in order.
+
+Their defaults stand in where an event passes only some of them.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, fields
+
+import gradio as gr
+
+from mediffuse.image.contours import Thresholds
+from mediffuse.image.display import CT_VIEWS
+from mediffuse.translate import MAX_SEED, Settings
+from mediffuse.translate.volumes import Passes
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A speed of `Settings` on the page.
+
+    at_once: quick enough to translate a new scan, slice or contrast without being asked.
+    sampled: draws from noise, so it has a seed, samples and steps, which are shown as they come.
+    """
+
+    title: str
+    at_once: bool
+    sampled: bool
+
+
+SPEED_CHOICES = {
+    "fast": Speed("Fast (one step)", at_once=True, sampled=False),
+    "diffusion": Speed("Diffusion (sampling)", at_once=False, sampled=True),
+}
+
+
+@dataclass(frozen=True)
+class AskedSlice:
+    """Of the tabs CT -> MRI and MRI -> CT. scan, truth: paths of uploads. index: -1 for the central slice.
+
+    shown: which window a picture of a CT shows. view: the window in which CT is displayed.
+    """
+
+    scan: str | None = None
+    index: float | None = -1
+    shown: str = "auto"
+    view: str = next(iter(CT_VIEWS))
+    speed: str = "fast"
+    steps: float = 20
+    samples: float = 1
+    guidance: float = 1
+    image_guidance: float = 1
+    seed: float | None = 0
+    random: bool = False
+    truth: str | None = None
+    contrast: str = "T1"
+
+    def settings(self) -> Settings:
+        """How to translate, with a seed drawn if a random one is wanted. Raises gr.Error."""
+        random = self.random and SPEED_CHOICES[self.speed].sampled
+        try:
+            return Settings(
+                self.speed,
+                int(self.steps),
+                float(self.guidance),
+                float(self.image_guidance),
+                secrets.randbelow(MAX_SEED) if random else int(self.seed or 0),
+                int(self.samples),
+                self.contrast,
+            )
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    def thresholds(self) -> Thresholds | None:
+        """Of contours, for the tab that has them."""
+        return None
+
+
+@dataclass(frozen=True)
+class AskedContours(AskedSlice):
+    """Of the tab Contours -> MRI: the same, and Canny's thresholds."""
+
+    mode: str = Thresholds.mode
+    bone_low: float = Thresholds.bone[0]
+    bone_high: float = Thresholds.bone[1]
+    tissue_low: float = Thresholds.tissue[0]
+    tissue_high: float = Thresholds.tissue[1]
+    brain_low: float = Thresholds.brain[0]
+    brain_high: float = Thresholds.brain[1]
+
+    def thresholds(self) -> Thresholds:
+        return Thresholds(
+            bone=(float(self.bone_low), float(self.bone_high)),
+            tissue=(float(self.tissue_low), float(self.tissue_high)),
+            brain=(float(self.brain_low), float(self.brain_high)),
+            mode=self.mode,
+        )
+
+
+@dataclass(frozen=True)
+class AskedVolume:
+    """Of the Volume tab. paths, truth: uploads; series: a SeriesInstanceUID where there are several.
+
+    register: move the ground truth onto the scan first. dicom: write a DICOM series too.
+    """
+
+    paths: list[str] | None = None
+    direction: str = "ct2mr"
+    series: str | None = None
+    contrast: str = "T1"
+    speed: str = "fast"
+    steps: float = 20
+    samples: float = 1
+    seed: float | None = 0
+    planes: tuple[str, ...] = ("axial",)
+    mirror: bool = False
+    truth: list[str] | None = None
+    register: bool = False
+    dicom: bool = False
+
+    def settings(self) -> Settings:
+        """How to translate a slice. Raises gr.Error."""
+        try:
+            return Settings(
+                self.speed,
+                int(self.steps),
+                seed=int(self.seed or 0),
+                samples=int(self.samples),
+                contrast=self.contrast,
+            )
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    def passes(self) -> Passes:
+        """Which slices to translate. Raises gr.Error."""
+        if not self.planes:
+            raise gr.Error("Choose at least one plane.", print_exception=False)
+        return Passes(tuple(self.planes), bool(self.mirror))
+
+
+def parameters(asked: type) -> list[str]:
+    """The API's parameters of one of these classes, in order."""
+    return [field.name for field in fields(asked)]

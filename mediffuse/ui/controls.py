@@ -1,0 +1,108 @@
+"""Controls that the slice tabs and the Volume tab share, and the events that are the same in both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import gradio as gr
+from gradio.components import Component
+from gradio.events import Dependency
+
+from mediffuse.translate import MAX_SEED
+from mediffuse.ui import runs
+from mediffuse.ui.asked import SPEED_CHOICES
+from mediffuse.ui.words import SCORE_HEADERS, status
+
+PRIVATE = {"show_progress": "hidden", "api_visibility": "private"}
+"""Of events that only the page needs."""
+
+ONE_AT_A_TIME = {"show_progress": "hidden", "concurrency_limit": 1, "concurrency_id": "translate"}
+"""Of events that compute for long: all of them share one queue."""
+
+
+Values = dict[Component, object]
+"""What a handler changes on the page."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """A slider of the group that opens for speeds that sample."""
+
+    label: str
+    minimum: float
+    maximum: float
+    value: float
+    step: float = 1
+
+
+OPTIONS = {
+    "steps": Option("Steps", 2, 100, 20),
+    "samples": Option("Samples (mean and uncertainty from 2 on)", 1, 8, 1),
+    "guidance": Option("Guidance scale (1: off)", 1, 10, 1, 0.1),
+    "image_guidance": Option("Image guidance scale (with guidance above 1)", 1, 5, 1, 0.1),
+}
+"""By API parameter, in the page's order."""
+
+
+def contrast_choice(tab: str, contrasts: tuple[str, ...]) -> gr.Radio:
+    """The MRI contrast, if there is a choice. `tab` begins the elem_id, here and below."""
+    return gr.Radio(
+        list(contrasts),
+        value=contrasts[0],
+        label="MRI contrast",
+        visible=len(contrasts) > 1,
+        elem_id=f"{tab}-contrast",
+    )
+
+
+def speed_choice(tab: str) -> gr.Radio:
+    choices = [(speed.title, name) for name, speed in SPEED_CHOICES.items()]
+    return gr.Radio(choices, value="fast", label="Speed", elem_id=f"{tab}-speed")
+
+
+def option_sliders(tab: str, options: dict[str, Option], hidden: Iterable[str] = ()) -> dict[str, gr.Slider]:
+    """A slider for each option; `hidden` ones are parameters of the API only."""
+    return {
+        name: gr.Slider(**asdict(option), visible=name not in hidden, elem_id=f"{tab}-{name.replace('_', '-')}")
+        for name, option in options.items()
+    }
+
+
+def seed_box(tab: str) -> gr.Number:
+    return gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, elem_id=f"{tab}-seed")
+
+
+def run_buttons(tab: str) -> tuple[gr.Button, gr.Button]:
+    """(Translate, Stop)"""
+    with gr.Row():
+        return (
+            gr.Button("Translate", variant="primary", elem_id=f"{tab}-go"),
+            gr.Button("Stop", variant="stop", elem_id=f"{tab}-stop"),
+        )
+
+
+def score_table(tab: str, label: str) -> gr.Dataframe:
+    return gr.Dataframe(headers=SCORE_HEADERS, label=label, interactive=False, visible=False, elem_id=f"{tab}-scores")
+
+
+def select(controls: dict[str, Component], names: Iterable[str]) -> dict[str, Component]:
+    """The controls of some API parameters, for `inputs_kwargs`."""
+    return {name: controls[name] for name in names}
+
+
+def on_wait(go: gr.Button, line: gr.HTML) -> None:
+    """Say at once that a run waits: unqueued, so that who waits for another visitor's run sees it."""
+    go.click(lambda: status("Waiting…", 0, 1), outputs=line, queue=False, **PRIVATE)
+
+
+def on_stop(stop: gr.Button, line: gr.HTML, running: list[Dependency], api_name: str) -> None:
+    """End the visitor's run, queued or begun, and say so."""
+    stop.click(runs.stop, cancels=running, queue=False, api_name=api_name).then(
+        lambda: status("Stopped."), outputs=line, queue=False, **PRIVATE
+    )
+
+
+def on_speed(speed: gr.Radio, options: gr.Group) -> None:
+    """Show the options of the speeds that have them."""
+    speed.change(lambda name: gr.Group(visible=SPEED_CHOICES[name].sampled), speed, options, queue=False, **PRIVATE)

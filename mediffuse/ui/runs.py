@@ -1,0 +1,151 @@
+"""Runs of the models for a visitor: in a thread, step by step, until they end or are stopped."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import gradio as gr
+import numpy as np
+import spaces
+
+from mediffuse.image.contours import Thresholds
+from mediffuse.scan import Scan, ScanError, Slice
+from mediffuse.translate import Settings, Translation, Translator
+from mediffuse.translate.checkpoints import CheckpointError
+from mediffuse.translate.volumes import Passes, VolumeTranslation, translate_volume
+from mediffuse.ui.asked import SPEED_CHOICES
+
+
+class Step(NamedTuple):
+    """A step that is done, of how many. preview: a model image (S, S, 3), of some of them."""
+
+    step: int
+    steps: int
+    preview: np.ndarray | None = None
+
+
+class Stopped(Exception):
+    """Raised inside a run to end it when its visitor pressed Stop or left."""
+
+
+_stops: dict[str, threading.Event] = {}
+
+
+def stop(request: gr.Request) -> None:
+    """End the run of this visitor after its current step."""
+    event = _stops.get(request.session_hash)
+    if event:
+        event.set()
+
+
+_translators: list[Translator] = []
+
+
+def register(translator: Translator) -> int:
+    """Make a translator known by a number. A ZeroGPU worker is a fork: it has what was registered
+    before, and its arguments must be plain data."""
+    _translators.append(translator)
+    return len(_translators) - 1
+
+
+@spaces.GPU(duration=60)
+def stream(
+    translator: int,
+    source: Slice,
+    direction: str,
+    settings: Settings,
+    thresholds: Thresholds | None,
+    visitor: str | None,
+) -> Iterator[Step | Translation]:
+    """Run a registered translator: its steps, where the speed has some to show, then the Translation.
+
+    visitor: the request's session_hash. Closing the iterator, or `stop`, ends the run. Errors become gr.Error.
+    """
+
+    def work(emit: Emit) -> Translation:
+        def on_step(step: int, steps: int, preview) -> None:
+            # A decode costs about as much as a step: show every step only of short runs.
+            previewed = step < steps and (steps <= 12 or step % (steps // 10) == 0)
+            emit(Step(step, steps, preview() if previewed else None))
+
+        report = on_step if SPEED_CHOICES[settings.speed].sampled else None
+        return _translators[translator].translate(source, direction, settings, thresholds, report)
+
+    yield from _run(visitor, work)
+
+
+@spaces.GPU(duration=120)
+def stream_volume(
+    translator: int, scan: Scan, direction: str, settings: Settings, passes: Passes, visitor: str | None
+) -> Iterator[Step | VolumeTranslation]:
+    """Translate a volume: a step per batch of slices, then the VolumeTranslation. Otherwise as `stream`."""
+
+    def work(emit: Emit) -> VolumeTranslation:
+        return translate_volume(
+            _translators[translator],
+            scan,
+            direction,
+            settings,
+            passes,
+            on_slices=lambda done, slices: emit(Step(done, slices)),
+        )
+
+    yield from _run(visitor, work)
+
+
+Emit = Callable[[object], None]
+"""Hands an item to whoever iterates; raises Stopped where nobody does any more."""
+
+
+def _run(visitor: str | None, work: Callable[[Emit], object]) -> Iterator:
+    """Run `work(emit)` in a thread, and yield what it emits and then what it returns."""
+    items: queue.Queue = queue.Queue(maxsize=2)
+    stopped = threading.Event()
+    key = visitor or ""
+    _stops[key] = stopped
+    finished = object()
+
+    def emit(item: object) -> None:
+        if stopped.is_set():
+            raise Stopped
+        items.put(item)
+
+    def target() -> None:
+        try:
+            items.put((finished, work(emit)))
+        except BaseException as error:  # noqa: BLE001 - handed to the waiting generator
+            items.put((finished, error))
+
+    threading.Thread(target=target, daemon=True).start()
+    try:
+        while True:
+            item = items.get()
+            if not (isinstance(item, tuple) and item[0] is finished):
+                yield item
+                continue
+            made = item[1]
+            if isinstance(made, Stopped):
+                return
+            if isinstance(made, (CheckpointError, ScanError)):
+                raise gr.Error(str(made), duration=None, print_exception=False) from made
+            if isinstance(made, BaseException):
+                raise made
+            yield made
+            return
+    finally:
+        stopped.set()
+        _drain(items)
+        if _stops.get(key) is stopped:
+            del _stops[key]
+
+
+def _drain(items: queue.Queue) -> None:
+    """Unblock a worker that waits to put into a full queue."""
+    while True:
+        try:
+            items.get_nowait()
+        except queue.Empty:
+            return

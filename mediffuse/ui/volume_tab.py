@@ -1,0 +1,278 @@
+"""Tab Volume: a whole head in, a whole head out, in the same place."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import gradio as gr
+from gradio.components import Component
+from gradio.events import Dependency
+
+from mediffuse.directions import CONTRASTS, DIRECTION_TITLES, modalities
+from mediffuse.scan import PLANES, Scan, ScanError, SeveralSeriesError
+from mediffuse.translate import Translator
+from mediffuse.translate.volumes import VolumeTranslation
+from mediffuse.ui import controls, runs, viewer
+from mediffuse.ui.asked import AskedVolume, parameters
+from mediffuse.ui.controls import ONE_AT_A_TIME, OPTIONS, PRIVATE, Values, select
+from mediffuse.ui.examples import CT_EXAMPLES, MR_EXAMPLES, Example
+from mediffuse.ui.uploads import open_volume, read_volume
+from mediffuse.ui.volume_result import VolumePanel, anatomy_layer, compare, known_layers, voxels_of, write_results
+from mediffuse.ui.words import status
+
+EXAMPLES = {"ct2mr": CT_EXAMPLES[0], "mr2ct": MR_EXAMPLES[0]}
+"""By the directions of the tab."""
+
+VOLUME_OPTIONS = {"steps": OPTIONS["steps"], "samples": replace(OPTIONS["samples"], label="Samples")}
+
+
+class VolumeControls:
+    """The half of the tab that a visitor sets. components: by API parameter."""
+
+    def __init__(self) -> None:
+        self.components: dict[str, Component] = {}
+        with gr.Column(scale=2, min_width=300):
+            self._scan()
+            self._sampling()
+            self._passes()
+            self._truth()
+            self.go, self.stop = controls.run_buttons("volume")
+
+    def _scan(self) -> None:
+        self.components["direction"] = gr.Radio(
+            [(DIRECTION_TITLES[direction], direction) for direction in EXAMPLES],
+            value="ct2mr",
+            label="Translate",
+            elem_id="volume-direction",
+        )
+        self.components["paths"] = gr.File(
+            label="Scan: NIfTI, NRRD, MHA, or a DICOM series (its files, or a zip)",
+            file_count="multiple",
+            height=130,
+            elem_id="volume-scan",
+        )
+        with gr.Row():
+            self.example_buttons = [
+                gr.Button(example.title, size="sm", elem_id=f"volume-example-{place}")
+                for place, example in enumerate(EXAMPLES.values())
+            ]
+        self.components["series"] = gr.Radio([], label="Series", visible=False, elem_id="volume-series")
+        self.notice = gr.Markdown(visible=False, elem_classes="notice", elem_id="volume-notice")
+
+    def _sampling(self) -> None:
+        contrast = self.components["contrast"] = controls.contrast_choice("volume", CONTRASTS)
+        self.components["speed"] = controls.speed_choice("volume")
+        with gr.Group(visible=False) as group:
+            self.components |= controls.option_sliders("volume", VOLUME_OPTIONS)
+            self.components["seed"] = controls.seed_box("volume")
+        controls.on_speed(self.components["speed"], group)
+        direction = self.components["direction"]
+        direction.change(
+            lambda chosen: gr.Radio(visible=chosen == "ct2mr"), direction, contrast, queue=False, **PRIVATE
+        )
+
+    def _passes(self) -> None:
+        with gr.Accordion("Averaging and uncertainty", open=False):
+            self.components["planes"] = gr.CheckboxGroup(
+                list(PLANES), value=["axial"], label="Slices to translate", info="Several planes are averaged."
+            )
+            self.components["mirror"] = gr.Checkbox(
+                False,
+                label="Mirrored slices as a pass of their own",
+                info="Their spread is an uncertainty. One step averages them in any case.",
+            )
+
+    def _truth(self) -> None:
+        self.components["truth"] = gr.File(
+            label="Ground truth: the real other one (optional)",
+            file_count="multiple",
+            height=130,
+            elem_id="volume-truth",
+        )
+        self.components["register"] = gr.Checkbox(
+            False, label="Register the ground truth rigidly first", elem_id="volume-register"
+        )
+        self.components["dicom"] = gr.Checkbox(False, label="Also a DICOM series (zip)", elem_id="volume-dicom")
+
+
+class VolumeTab:
+    """The tab: which event does what. It holds no visitor's data: one serves all."""
+
+    def __init__(self, translator: Translator) -> None:
+        self.number = runs.register(translator)
+        with gr.Row():
+            self.controls = VolumeControls()
+            self.panel = VolumePanel()
+        self.components = self.controls.components
+        self._on_scan()
+        self._on_run()
+        self._on_truth()
+
+    # The events.
+
+    def _draw_after(self, event: Dependency) -> None:
+        """Hand the viewer what `event` left for it to draw."""
+        event.success(None, self.panel.drawn, js=viewer.show("volume-viewer"), **PRIVATE)
+
+    def _on_scan(self) -> None:
+        paths, direction, series, truth = (self.components[n] for n in ("paths", "direction", "series", "truth"))
+        loading = {
+            "fn": self.load,
+            "inputs_kwargs": select(self.components, ("paths", "direction", "series")),
+            "outputs": [series, self.controls.notice, *self.panel.outputs],
+            **PRIVATE,
+        }
+        self._draw_after(paths.upload(_no_series, outputs=series, **PRIVATE).success(**loading))
+        for choice in (series, direction):
+            self._draw_after(choice.input(**loading))
+        self._draw_after(paths.clear(self._forget, outputs=loading["outputs"], **PRIVATE))
+        for button, (name, example) in zip(self.controls.example_buttons, EXAMPLES.items(), strict=True):
+            chosen = button.click(
+                lambda name=name, example=example: self._choose(name, example),
+                outputs=[direction, paths, truth, series],
+                **PRIVATE,
+            )
+            self._draw_after(chosen.success(**loading))
+
+    def _on_run(self) -> None:
+        controls.on_wait(self.controls.go, self.panel.status)
+        running = self.controls.go.click(
+            self.translate,
+            inputs_kwargs=select(self.components, parameters(AskedVolume)),
+            outputs=self.panel.outputs,
+            api_name="volume",
+            **ONE_AT_A_TIME,
+        )
+        self._draw_after(running)
+        controls.on_stop(self.controls.stop, self.panel.status, [running], "volume_stop")
+
+    def _on_truth(self) -> None:
+        truth = self.components["truth"]
+        for event in (truth.upload, truth.clear, self.components["register"].input):
+            compared = event(
+                self.compare_again,
+                self.panel.drawn,
+                self.panel.outputs,
+                inputs_kwargs=select(self.components, ("paths", "direction", "series", "truth", "register")),
+                **{**ONE_AT_A_TIME, **PRIVATE},
+            )
+            self._draw_after(compared)
+
+    # The handlers.
+
+    def _forget(self) -> Values:
+        return {
+            self.components["series"]: gr.Radio(visible=False),
+            self.controls.notice: gr.Markdown(visible=False),
+            self.panel.status: "",
+            **self.panel.empty(),
+        }
+
+    def _choose(self, direction: str, example: Example) -> Values:
+        return {
+            self.components["direction"]: direction,
+            self.components["paths"]: [str(example.scan)],
+            self.components["truth"]: [str(example.truth)],
+            self.components["series"]: _no_series(),
+        }
+
+    def load(self, **values) -> Iterator[Values]:
+        """Show a new scan; where there are several series, ask which."""
+        asked = AskedVolume(**values)
+        emptied = {**self.panel.empty(), self.panel.status: ""}
+        if not asked.paths:
+            yield {**emptied, self.controls.notice: gr.Markdown(visible=False)}
+            return
+        try:
+            scan = read_volume(asked.paths, modalities(asked.direction)[0], asked.series)
+        except SeveralSeriesError as error:
+            choices = [(title, uid) for uid, title in error.choices.items()]
+            yield {
+                **emptied,
+                self.components["series"]: gr.Radio(choices, value=None, visible=True),
+                self.controls.notice: gr.Markdown("Choose the series to translate.", visible=True),
+            }
+            return
+        except ScanError as error:
+            raise gr.Error(str(error), duration=None, print_exception=False) from error
+        with tempfile.TemporaryDirectory() as folder:
+            # While the folder is there: gradio copies the file when it takes this.
+            yield {
+                **emptied,
+                **self.panel.draw([anatomy_layer(scan, scan.voxels, "input", scan.modality, Path(folder))]),
+                self.panel.status: status(_size(scan)),
+                self.controls.notice: gr.Markdown("\n\n".join(scan.warnings), visible=bool(scan.warnings)),
+            }
+
+    # The docstring is the API's description.
+    def translate(self, request: gr.Request, **values) -> Iterator[Values]:
+        """Translate the volume, saying how far it is; then compare it with the ground truth."""
+        asked = AskedVolume(**values)
+        line = self.panel.status
+        scan = open_volume(asked.paths, modalities(asked.direction)[0], asked.series)
+        settings, passes = asked.settings(), asked.passes()
+        yield {line: status("Translating…", 0, 1)}
+        try:
+            for item in runs.stream_volume(self.number, scan, asked.direction, settings, passes, request.session_hash):
+                if isinstance(item, VolumeTranslation):
+                    break
+                yield {line: status(f"{item.step} of {item.steps} slices", item.step, item.steps)}
+            else:  # it ended without one
+                yield {line: status("Stopped.")}
+                return
+        except gr.Error:
+            yield {line: status("Not translated.")}
+            raise
+        yield from self._finish(asked, scan, item)
+
+    def _finish(self, asked: AskedVolume, scan: Scan, made: VolumeTranslation) -> Iterator[Values]:
+        with tempfile.TemporaryDirectory() as name:
+            layers, files = write_results(scan, made, asked.dicom, Path(name))
+            compared = compare(scan, made.voxels, asked, Path(name))
+            text = f"Done: {made.slices} slices in {made.seconds:.1f} s."
+            yield {
+                self.panel.status: status(" ".join([text, *scan.warnings, *compared.notes])),
+                **self.panel.draw([*layers, *compared.layers]),
+                self.panel.files: gr.File(files, visible=True),
+                **self.panel.compare(compared),
+            }
+        if compared.refused:
+            raise compared.refused
+
+    def compare_again(self, layers: list[str] | None, about: str | None, **values) -> Iterator[Values]:
+        """Compare what was made with a ground truth that came, or went, afterwards.
+
+        layers, about: `VolumePanel.drawn`.
+        """
+        asked = AskedVolume(**values)
+        source, target = modalities(asked.direction)
+        known = known_layers(layers, about)
+        if "made" not in known:
+            if asked.truth:
+                open_volume(asked.truth, target, prefix="Ground truth: ")
+            yield gr.skip()
+            return
+        scan = open_volume(asked.paths, source, asked.series)
+        kept = [layer for role, layer in known.items() if role not in ("truth", "error")]
+        with tempfile.TemporaryDirectory() as folder:
+            compared = compare(scan, voxels_of(known["made"].path), asked, Path(folder))
+            yield {
+                **({self.panel.status: status(" ".join(compared.notes))} if compared.notes else {}),
+                **self.panel.draw([*kept, *compared.layers]),
+                **self.panel.compare(compared),
+            }
+        if compared.refused:
+            raise compared.refused
+
+
+def _no_series() -> gr.Radio:
+    return gr.Radio([], value=None, visible=False)
+
+
+def _size(scan: Scan) -> str:
+    voxels = " × ".join(map(str, scan.native_shape))
+    mm = " × ".join(f"{value:.3g}" for value in scan.spacing)
+    return f"{voxels} voxels of {mm} mm."

@@ -1,0 +1,45 @@
+"""Words that several tabs use: of modalities and units, of scores, and the line that says how a run goes."""
+
+from __future__ import annotations
+
+import html
+
+from mediffuse.image.display import CT_VIEWS, ERROR_SCALE, UNCERTAINTY_SCALE
+from mediffuse.metrics import Scores
+
+BRAIN, SOFT_TISSUE, BONE, FULL_RANGE = CT_VIEWS
+"""Titles of the windows in which CT is displayed."""
+
+MODALITY_TITLES = {"CT": "CT", "MR": "MRI"}
+UNITS = {"CT": "HU", "MR": "of 255"}
+SCORE_HEADERS = ["Protocol", "PSNR (dB)", "SSIM", "MAE"]
+PROTOCOLS = {"paper": "paper (8-bit, whole frame)", "synthrad": "synthrad (in body mask)"}
+MAE_UNITS = {
+    ("CT", "paper"): "grey levels",
+    ("MR", "paper"): "grey levels",
+    ("CT", "synthrad"): "HU",
+    ("MR", "synthrad"): "of range",
+}
+
+
+def score_row(scores: Scores, modality: str) -> list[str]:
+    """A row under `SCORE_HEADERS` for synthetic CT or MR."""
+    mae = f"{scores.mae:.3g} {MAE_UNITS[modality, scores.protocol]}"
+    return [PROTOCOLS[scores.protocol], f"{scores.psnr:.2f}", f"{scores.ssim:.3f}", mae]
+
+
+def error_label(modality: str) -> str:
+    """Title of a map of errors of synthetic CT or MR."""
+    return f"Error ±{ERROR_SCALE[modality]:.0f} {UNITS[modality]} (red: too high)"
+
+
+def spread_label(modality: str) -> str:
+    """Title of a map of the standard deviation of estimates of CT or MR."""
+    return f"Uncertainty 0–{UNCERTAINTY_SCALE[modality]:.0f} {UNITS[modality]} (SD)"
+
+
+def status(text: str, step: int | None = None, steps: int | None = None) -> str:
+    """HTML that says how a run goes, with a progress bar if there are `steps`."""
+    text = html.escape(text)
+    bar = f'<progress value="{step}" max="{steps}"></progress> ' if steps else ""
+    return f'<div class="status" role="status">{bar}{text}</div>'
