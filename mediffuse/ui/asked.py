@@ -31,6 +31,7 @@ class Speed:
 
 SPEED_CHOICES = {
     "fast": Speed("Fast (one step)", at_once=True, sampled=False),
+    "sharp": Speed("Sharp (one step; may invent detail)", at_once=True, sampled=False),
     "diffusion": Speed("Diffusion (sampling)", at_once=False, sampled=True),
 }
 
@@ -55,6 +56,7 @@ class AskedSlice:
     random: bool = False
     truth: str | None = None
     contrast: str = "T1"
+    start: str = "mean"
 
     def settings(self) -> Settings:
         """How to translate, with a seed drawn if a random one is wanted. Raises gr.Error."""
@@ -68,6 +70,7 @@ class AskedSlice:
                 secrets.randbelow(MAX_SEED) if random else int(self.seed or 0),
                 int(self.samples),
                 self.contrast,
+                start=self.start,
             )
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
@@ -118,6 +121,7 @@ class AskedVolume:
     truth: list[str] | None = None
     register: bool = False
     dicom: bool = False
+    start: str = "mean"
 
     def settings(self) -> Settings:
         """How to translate a slice. Raises gr.Error."""
@@ -128,6 +132,7 @@ class AskedVolume:
                 seed=int(self.seed or 0),
                 samples=int(self.samples),
                 contrast=self.contrast,
+                start=self.start,
             )
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error

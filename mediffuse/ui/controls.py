@@ -56,8 +56,9 @@ def contrast_choice(tab: str, contrasts: tuple[str, ...]) -> gr.Radio:
     )
 
 
-def speed_choice(tab: str) -> gr.Radio:
-    choices = [(speed.title, name) for name, speed in SPEED_CHOICES.items()]
+def speed_choice(tab: str, known: tuple[str, ...]) -> gr.Radio:
+    """The speeds, of those that the tab's checkpoint knows."""
+    choices = [(speed.title, name) for name, speed in SPEED_CHOICES.items() if name in known]
     return gr.Radio(choices, value="fast", label="Speed", elem_id=f"{tab}-speed")
 
 
@@ -67,6 +68,11 @@ def option_sliders(tab: str, options: dict[str, Option], hidden: Iterable[str] =
         name: gr.Slider(**asdict(option), visible=name not in hidden, elem_id=f"{tab}-{name.replace('_', '-')}")
         for name, option in options.items()
     }
+
+
+def start_choice(tab: str) -> gr.Radio:
+    choices = [("the Fast translation", "mean"), ("pure noise, as published", "noise")]
+    return gr.Radio(choices, value="mean", label="Start from", elem_id=f"{tab}-start")
 
 
 def seed_box(tab: str) -> gr.Number:

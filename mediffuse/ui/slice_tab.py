@@ -59,7 +59,7 @@ class SliceControls:
             if options.direction == "contour2mr":
                 self.contours = ContourControls(options.direction, translator)
                 self.components |= self.contours.components
-            self._sampling()
+            self._sampling(translator.checkpoints.speeds(options.direction))
             self._truth(target)
             self.go, self.stop = controls.run_buttons(options.direction)
 
@@ -83,12 +83,13 @@ class SliceControls:
         )
         self.notice = gr.Markdown(visible=False, elem_classes="notice", elem_id=f"{name}-notice")
 
-    def _sampling(self) -> None:
+    def _sampling(self, speeds: tuple[str, ...]) -> None:
         name = self.options.direction
         self.components["contrast"] = controls.contrast_choice(name, self.options.contrasts)
-        self.components["speed"] = controls.speed_choice(name)
+        self.components["speed"] = controls.speed_choice(name, speeds)
         with gr.Group(visible=False) as group:
             hidden = ["image_guidance"] if self.contours else []  # guided by its contours, not by an image
+            self.components["start"] = controls.start_choice(name)
             self.components |= controls.option_sliders(name, controls.OPTIONS, hidden)
             with gr.Row():
                 self.components["seed"] = controls.seed_box(name)

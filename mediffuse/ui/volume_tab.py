@@ -32,11 +32,11 @@ VOLUME_OPTIONS = {"steps": OPTIONS["steps"], "samples": replace(OPTIONS["samples
 class VolumeControls:
     """The half of the tab that a visitor sets. components: by API parameter."""
 
-    def __init__(self) -> None:
+    def __init__(self, translator: Translator) -> None:
         self.components: dict[str, Component] = {}
         with gr.Column(scale=2, min_width=300):
             self._scan()
-            self._sampling()
+            self._sampling(translator.checkpoints.speeds("ct2mr"))
             self._passes()
             self._truth()
             self.go, self.stop = controls.run_buttons("volume")
@@ -62,10 +62,11 @@ class VolumeControls:
         self.components["series"] = gr.Radio([], label="Series", visible=False, elem_id="volume-series")
         self.notice = gr.Markdown(visible=False, elem_classes="notice", elem_id="volume-notice")
 
-    def _sampling(self) -> None:
+    def _sampling(self, speeds: tuple[str, ...]) -> None:
         contrast = self.components["contrast"] = controls.contrast_choice("volume", CONTRASTS)
-        self.components["speed"] = controls.speed_choice("volume")
+        self.components["speed"] = controls.speed_choice("volume", speeds)
         with gr.Group(visible=False) as group:
+            self.components["start"] = controls.start_choice("volume")
             self.components |= controls.option_sliders("volume", VOLUME_OPTIONS)
             self.components["seed"] = controls.seed_box("volume")
         controls.on_speed(self.components["speed"], group)
@@ -104,7 +105,7 @@ class VolumeTab:
     def __init__(self, translator: Translator) -> None:
         self.number = runs.register(translator)
         with gr.Row():
-            self.controls = VolumeControls()
+            self.controls = VolumeControls(translator)
             self.panel = VolumePanel()
         self.components = self.controls.components
         self._on_scan()
