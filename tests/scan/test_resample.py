@@ -1,4 +1,4 @@
-"""Whole volumes: in place to the voxel, on any grid."""
+"""Scans on other grids."""
 
 from dataclasses import replace
 
