@@ -19,18 +19,18 @@ from mediffuse.scan.types import MODALITIES, ScanError, check_size
 ENDINGS = (".dcm", ".ima")
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 KEPT_TAGS = (
-    "0008|0020",
-    "0008|0030",
-    "0008|0050",
-    "0008|0090",
-    "0010|0010",
-    "0010|0020",
-    "0010|0030",
-    "0010|0040",
-    "0018|5100",
-    "0020|000d",
-    "0020|0010",
-    "0020|0052",
+    "0008|0020",  # study date
+    "0008|0030",  # study time
+    "0008|0050",  # accession number
+    "0008|0090",  # referring physician
+    "0010|0010",  # patient's name
+    "0010|0020",  # patient ID
+    "0010|0030",  # patient's birth date
+    "0010|0040",  # patient's sex
+    "0018|5100",  # patient position
+    "0020|000d",  # study instance UID
+    "0020|0010",  # study ID
+    "0020|0052",  # frame of reference UID
 )
 """What a derived series has in common with its source: the patient, the study, the frame of reference."""
 _TAGS = {
