@@ -47,20 +47,20 @@ def compare(made: np.ndarray, truth: Slice, ct: Slice | None = None) -> Comparis
     return Comparison((made - real).astype(np.float32), scores)
 
 
-def matching_slice(scan: Scan, one: Slice, truth: Scan) -> Slice:
-    """The slice of `truth` that shows the same place as `one` of `scan`.
+def matching_slice(scan: Scan, place: Slice, truth: Scan) -> Slice:
+    """The slice of `truth` that shows the same place as the slice `place` of `scan`.
 
     A single-slice truth (a picture) is taken as that slice. Raises ScanError if the grids differ.
     """
     if truth.kind == "picture" or scan.kind == "picture":
-        if truth.count(one.plane) == 1:
-            return truth.slice(one.plane, 0)
+        if truth.count(place.plane) == 1:
+            return truth.slice(place.plane, 0)
         raise ScanError("The ground truth is a volume, and the scan one picture: give a picture of that slice.")
-    if truth.count(one.plane) == 1 and scan.count(one.plane) > 1:
-        scan.only(one.plane, one.index).check_same_grid(truth)
-        return truth.slice(one.plane, 0)
+    if truth.count(place.plane) == 1 and scan.count(place.plane) > 1:
+        scan.only(place.plane, place.index).check_same_grid(truth)
+        return truth.slice(place.plane, 0)
     scan.check_same_grid(truth)
-    return truth.slice(one.plane, one.index)
+    return truth.slice(place.plane, place.index)
 
 
 @dataclass(frozen=True)
@@ -88,21 +88,21 @@ def compare_volumes(made: np.ndarray, scan: Scan, truth: Scan) -> VolumeComparis
     head = np.zeros(made.shape, bool)
     found = []
     for index in range(scan.count("axial")):
-        one, real = (x.slice("axial", index) for x in (ct, truth))
-        body = body_mask(one.pixels)
+        ct_slice, real = ct.slice("axial", index), truth.slice("axial", index)
+        body = body_mask(ct_slice.pixels)
         if not body.any() or np.ptp(real.pixels) == 0:
             continue
-        compared = compare(Scan.shown_in(made, one), real, one)
-        Scan.shown_in(error, one)[...] = compared.error
-        Scan.shown_in(head, one)[...] = body
+        compared = compare(Scan.shown_in(made, real), real, ct_slice)
+        Scan.shown_in(error, real)[...] = compared.error
+        Scan.shown_in(head, real)[...] = body
         found.append((index, compared.scores))
     if not found:
         raise ScanError("The ground truth shows nothing where the head is: there is nothing to compare with.")
-    both = head[:, :, 1:] & head[:, :, :-1]
-    if not both.any():
+    in_head_twice = head[:, :, 1:] & head[:, :, :-1]
+    if not in_head_twice.any():
         return VolumeComparison(error, tuple(found), float("nan"), float("nan"))
     # The error's difference is the difference's error, and made - error is the truth in made's units.
-    changes = (float(np.abs(np.diff(x, axis=2)[both]).mean()) for x in (error, made - error))
+    changes = (float(np.abs(np.diff(x, axis=2)[in_head_twice]).mean()) for x in (error, made - error))
     return VolumeComparison(error, tuple(found), *changes)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 import cv2
 import numpy as np
@@ -16,7 +17,26 @@ class DatasetError(ValueError):
     """A dataset that cannot be used; the message is for the user."""
 
 
-def read_rows(folder: Path) -> list[dict]:
+class Row(TypedDict):
+    """A line of a split's metadata.jsonl: one pair in one direction.
+
+    The names of files are below the split's folder, and in the words of Hugging Face's image folders. patient: by
+    which splits are made. slice: its number along the plane's axis. source: name of the input folder.
+    """
+
+    input_image_file_name: str
+    edited_image_file_name: str
+    edit_prompt: str
+    direction: str
+    patient: str
+    plane: str
+    slice: int
+    contrast: str
+    source: str
+    mask_image_file_name: NotRequired[str]
+
+
+def read_rows(folder: Path) -> list[Row]:
     """The rows of a split's metadata.jsonl. Raises DatasetError if there is none."""
     path = Path(folder) / "metadata.jsonl"
     if not path.is_file():
@@ -32,7 +52,7 @@ def read_rows(folder: Path) -> list[dict]:
     return rows
 
 
-def rows_for(rows: list[dict], directions: tuple[str, ...]) -> Iterator[dict]:
+def rows_for(rows: list[Row], directions: tuple[str, ...]) -> Iterator[Row]:
     """The rows of `directions`; a contour row is made of each CT->MR row, with its own prompt."""
     for row in rows:
         if row["direction"] in directions:
@@ -41,7 +61,7 @@ def rows_for(rows: list[dict], directions: tuple[str, ...]) -> Iterator[dict]:
             yield {**row, "direction": "contour2mr", "edit_prompt": prompt_for("contour2mr", row["contrast"])}
 
 
-def central_rows(rows: list[dict]) -> list[dict]:
+def central_rows(rows: list[Row]) -> list[Row]:
     """One row a patient: the middle one of its axial T1 slices, or of any where none has those.
 
     Slices with a body mask are preferred; they are the central ones of the shared pictures.
@@ -53,21 +73,21 @@ def central_rows(rows: list[dict]) -> list[dict]:
     ):
         if wanted:
             break
-    of_patient: dict[str, list[dict]] = {}
+    of_patient: dict[str, list[Row]] = {}
     for row in wanted:
         of_patient.setdefault(row["patient"], []).append(row)
     return [sorted(group, key=lambda r: r["slice"])[len(group) // 2] for group in of_patient.values()]
 
 
 def read_image(path: Path) -> np.ndarray:
-    """A prepared picture as a model image: float32 (S, S, 3) in [0, 1]."""
+    """A prepared picture as a model image: float32 (S, S, 3) in [0, 1]. Raises DatasetError if it is damaged."""
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
         raise DatasetError(f"{path} is missing or damaged. Run train/prepare.py again.")
     return image[..., ::-1].astype(np.float32) / 255
 
 
-def read_pair(folder: Path, row: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def read_pair(folder: Path, row: Row) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """(input, target, body mask) of a row: model images, and bool (S, S) or None."""
     source, target = (read_image(folder / row[f"{kind}_image_file_name"]) for kind in ("input", "edited"))
     name = row.get("mask_image_file_name")

@@ -9,14 +9,16 @@ import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
+from mediffuse.dataset import Row
 from mediffuse.directions import prompt_for
 from mediffuse.image.ct_picture import guess_png_window, png_ct_to_hu
-from mediffuse.image.intensity import AIR_HU, encode_ct, encode_mr, mr_limits, to_uint8
+from mediffuse.image.intensity import AIR_HU, encode_ct, encode_mr, to_uint8
 from mediffuse.image.letterbox import Letterbox
 from mediffuse.scan import PLANES, ScanError, read_scan
 
@@ -42,7 +44,7 @@ class Plan:
     split: str | None = None
 
 
-def prepare(inputs: list[Path], output: Path, plan: Plan | None = None) -> dict[str, list[dict]]:
+def prepare(inputs: list[Path], output: Path, plan: Plan | None = None) -> dict[str, list[Row | UnpairedRow]]:
     """Write the dataset that mediffuse.dataset reads; its rows by split.
 
     Raises LayoutError for an input that holds no scans of a known layout (see train/prepare.py).
@@ -70,12 +72,42 @@ def prepare(inputs: list[Path], output: Path, plan: Plan | None = None) -> dict[
     return writer.rows
 
 
+class UnpairedRow(TypedDict):
+    """A line of the metadata.jsonl of pictures without a partner."""
+
+    file_name: str
+    modality: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A registered pair of slices on one grid.
+
+    hu, mr: (H, W), the MR in units of which `limits` are black and white. mask: bool (H, W), the body, if known.
+    box: how they fit a model image. index: number of the slice along the plane's axis. directions: those that it
+    may teach. The rest as in `dataset.Row`.
+    """
+
+    hu: np.ndarray
+    mr: np.ndarray
+    limits: tuple[float, float]
+    mask: np.ndarray | None
+    box: Letterbox
+    patient: str
+    plane: str
+    index: int
+    contrast: str
+    source: str
+    directions: tuple[str, ...] = ("ct2mr", "mr2ct")
+
+
 class Writer:
     """Writes model images and metadata rows into the output layout."""
 
     def __init__(self, output: Path, plan: Plan) -> None:
         self.output, self.plan, self.size = output, plan, plan.size
-        self.rows: dict[str, list[dict]] = {}
+        self.rows: dict[str, list[Row | UnpairedRow]] = {}
         self.splits: dict[str, str] = {}
         self.left_out: list[str] = []
         self.written: set[Path] = set()
@@ -85,12 +117,16 @@ class Writer:
         print(f"{message}, left out", file=sys.stderr)
         self.left_out.append(message)
 
-    def split(self, patient: str, said: str | None = None) -> str:
-        """The split of a patient: what an earlier input said, else `said`, else by its name."""
-        wanted = self.plan.split or said or split_of(patient, self.plan.fractions)
+    def split(self, patient: str, stated: str | None = None) -> str:
+        """The split of a patient: that of an earlier input, else the `stated` one, else by its name."""
+        wanted = self.plan.split or stated or split_of(patient, self.plan.fractions)
         return self.splits.setdefault(patient, wanted)
 
     def image(self, split: str, name: str, image: np.ndarray) -> str:
+        """Write a picture, 8-bit grey (S, S) or RGB (S, S, 3); the name of its file.
+
+        Raises LayoutError where there is one of that name already.
+        """
         path = self.output / split / f"{name}.png"
         if path in self.written:
             raise LayoutError(f"Two pictures would be called {name}: give them, or their folders, different names.")
@@ -101,31 +137,38 @@ class Writer:
         cv2.imwrite(str(path), image)
         return path.name
 
-    def pair(self, split, name, box, hu, mr, limits, mask=None, directions=("ct2mr", "mr2ct"), **info) -> None:
-        """One registered pair, HU (H, W) and MR (H, W), fitted by `box`; a row per direction."""
-        ct = self.image(split, f"{name}_ct", to_uint8(encode_ct(box.fit(hu, AIR_HU))))
-        grey = to_uint8(encode_mr(box.fit(mr, limits[0]), limits))[..., 0]
+    def pair(self, split: str, name: str, pair: Pair) -> None:
+        """Write a pair's pictures, called after `name`, and a row for each of its directions."""
+        ct = self.image(split, f"{name}_ct", to_uint8(encode_ct(pair.box.fit(pair.hu, AIR_HU))))
+        grey = to_uint8(encode_mr(pair.box.fit(pair.mr, pair.limits[0]), pair.limits))[..., 0]
         mr = self.image(split, f"{name}_mr", grey)
-        extra = {}
-        if mask is not None:
-            fitted = (box.fit(mask.astype(np.float32), 0) > 0.5).astype(np.uint8) * 255
-            extra["mask_image_file_name"] = self.image(split, f"{name}_mask", fitted)
-        for direction in directions:
+        mask = None
+        if pair.mask is not None:
+            fitted = (pair.box.fit(pair.mask.astype(np.float32), 0) > 0.5).astype(np.uint8) * 255
+            mask = self.image(split, f"{name}_mask", fitted)
+        for direction in pair.directions:
             source, target = (ct, mr) if direction == "ct2mr" else (mr, ct)
-            self.row(
-                split,
+            row = Row(
                 input_image_file_name=source,
                 edited_image_file_name=target,
-                edit_prompt=prompt_for(direction, info["contrast"]),
+                edit_prompt=prompt_for(direction, pair.contrast),
                 direction=direction,
-                **info,
-                **extra,
+                patient=pair.patient,
+                plane=pair.plane,
+                slice=pair.index,
+                contrast=pair.contrast,
+                source=pair.source,
             )
+            if mask:
+                row["mask_image_file_name"] = mask
+            self.add(split, row)
 
-    def row(self, split: str, **row) -> None:
+    def add(self, split: str, row: Row | UnpairedRow) -> None:
+        """Remember a row, which `close` writes."""
         self.rows.setdefault(split, []).append(row)
 
     def close(self) -> None:
+        """Write each split's metadata.jsonl, and what was left out."""
         for split, rows in self.rows.items():
             text = "".join(json.dumps(row) + "\n" for row in rows)
             (self.output / split / "metadata.jsonl").write_text(text, encoding="utf-8")
@@ -155,16 +198,26 @@ def around(count: int, reach: int) -> list[int]:
     return [i for i in range(centre - reach, centre + reach + 1) if 0 <= i < count]
 
 
-def volume_pairs(folder: Path) -> list[dict[str, Path | None]]:
-    """Files of each patient in either layout of volumes: ct, mr, mask (or None), and its name."""
-    found = []
-    for ct in sorted(folder.glob("*/ct.nii*")):
-        names = {"mr": "mr.nii*", "mask": "mask.nii*"}
-        found.append({"name": ct.parent.name, "ct": ct, **{k: _first(ct.parent, n) for k, n in names.items()}})
+@dataclass(frozen=True)
+class Patient:
+    """The files of a patient's volumes; None for one that there is not."""
+
+    name: str
+    ct: Path
+    mr: Path | None
+    mask: Path | None
+
+
+def volume_pairs(folder: Path) -> list[Patient]:
+    """The patients of a folder in either layout of volumes: <name>/ct.nii.gz, or <name>_ct.nii.gz."""
+    found = [
+        Patient(ct.parent.name, ct, _first(ct.parent, "mr.nii*"), _first(ct.parent, "mask.nii*"))
+        for ct in sorted(folder.glob("*/ct.nii*"))
+    ]
     for ct in sorted(folder.glob("*_ct.nii*")):
         name = ct.name[: ct.name.index("_ct.nii")]
         mr = next(filter(None, (_first(folder, f"{name}_{kind}.nii*") for kind in ("mr", "t1", "t2"))), None)
-        found.append({"name": name, "ct": ct, "mr": mr, "mask": _first(folder, f"{name}_mask.nii*")})
+        found.append(Patient(name, ct, mr, _first(folder, f"{name}_mask.nii*")))
     return found
 
 
@@ -173,40 +226,38 @@ def _first(folder: Path, pattern: str) -> Path | None:
 
 
 def from_volumes(folder: Path, writer: Writer) -> int:
+    """Write the slices of a folder's volumes; how many pairs there were."""
     made = 0
     for patient in tqdm(volume_pairs(folder), desc=f"{folder.name} volumes"):
-        name = patient["name"]
-        if patient["mr"] is None:
-            writer.leave_out(f"{patient['ct']}: no MRI beside it")
+        if patient.mr is None:
+            writer.leave_out(f"{patient.ct}: no MRI beside it")
             continue
         try:
-            ct, mr = read_scan(patient["ct"], "CT"), read_scan(patient["mr"], "MR")
-            mask = read_scan(patient["mask"], "MR", allow_constant=True) if patient["mask"] else None
+            ct, mr = read_scan(patient.ct, "CT"), read_scan(patient.mr, "MR")
+            mask = read_scan(patient.mask, "MR", allow_constant=True) if patient.mask else None
             for other in filter(None, (mr, mask)):
                 ct.check_same_grid(other)
         except ScanError as error:
-            writer.leave_out(f"{patient['ct'].parent / name}: {str(error).rstrip('.')}")
+            writer.leave_out(f"{patient.ct.parent / patient.name}: {str(error).rstrip('.')}")
             continue
-        contrast = writer.plan.contrast or ("T2" if patient["mr"].name.startswith(f"{name}_t2") else "T1")
-        split = writer.split(name)
-        limits = mr_limits(mr.voxels)
+        contrast = writer.plan.contrast or ("T2" if patient.mr.name.startswith(f"{patient.name}_t2") else "T1")
+        split = writer.split(patient.name)
         for plane in writer.plan.planes:
             for index in around(ct.count(plane), writer.plan.around):
-                one = ct.slice(plane, index)
-                writer.pair(
-                    split,
-                    f"{folder.name}_{name}_{plane}_{index:03d}",
-                    one.letterbox(writer.size),
-                    one.pixels,
-                    mr.slice(plane, index).pixels,
-                    limits,
-                    mask.slice(plane, index).pixels > 0 if mask else None,
-                    patient=name,
+                ct_slice = ct.slice(plane, index)
+                pair = Pair(
+                    hu=ct_slice.pixels,
+                    mr=mr.slice(plane, index).pixels,
+                    limits=mr.limits,
+                    mask=mask.slice(plane, index).pixels > 0 if mask else None,
+                    box=ct_slice.letterbox(writer.size),
+                    patient=patient.name,
                     plane=plane,
-                    slice=index,
+                    index=index,
                     contrast=contrast,
                     source=folder.name,
                 )
+                writer.pair(split, f"{folder.name}_{patient.name}_{plane}_{index:03d}", pair)
                 made += 1
     return made
 
@@ -232,6 +283,7 @@ def _hu_scales(folder: Path) -> dict[tuple[str, str], tuple[float, float]]:
 
 
 def from_pngs(folder: Path, writer: Writer) -> int:
+    """Write a folder's pairs of pictures; how many there were."""
     scales = _hu_scales(folder)
     named_t2 = re.search(r"(?<![a-z0-9])t2(?![a-z0-9])", folder.name.lower())
     contrast = writer.plan.contrast or ("T2" if named_t2 else "T1")
@@ -254,35 +306,35 @@ def from_pngs(folder: Path, writer: Writer) -> int:
         split = writer.split(patient, path.parent.name if path.parent.name in SPLITS else None)
         if (patient, rest) in scales:
             slope, intercept = scales[patient, rest]
-            hu, shown = grey.astype(np.float32) * slope + intercept, "full"
+            hu, window = grey.astype(np.float32) * slope + intercept, "full"
         else:
-            shown = guess_png_window(grey / 255)
-            hu = png_ct_to_hu(grey / 255, shown)
+            window = guess_png_window(grey / 255)
+            hu = png_ct_to_hu(grey / 255, window)
         mask_path = path.with_name(f"{name}_mask.png")
         mask = read_grey(mask_path)
         if mask_path.is_file() and (mask is None or mask.shape != grey.shape):
             writer.leave_out(f"{mask_path}: damaged, or not of the size of its CT picture")
             continue
-        writer.pair(
-            split,
-            f"{folder.name}_{name}",
-            Letterbox(hu.shape, size=writer.size),
-            hu,
-            mr.astype(np.float32),
-            (0.0, 255.0),
-            None if mask is None else mask > 127,
-            directions=("ct2mr",) if shown == "brain" else ("ct2mr", "mr2ct"),
+        pair = Pair(
+            hu=hu,
+            mr=mr.astype(np.float32),
+            limits=(0.0, 255.0),
+            mask=None if mask is None else mask > 127,
+            box=Letterbox(hu.shape, size=writer.size),
             patient=patient,
             plane=plane,
-            slice=int(re.sub(r"\D", "", rest) or 0),
+            index=int(re.sub(r"\D", "", rest) or 0),
             contrast=contrast,
             source=folder.name,
+            directions=("ct2mr",) if window == "brain" else ("ct2mr", "mr2ct"),
         )
+        writer.pair(split, f"{folder.name}_{name}", pair)
         made += 1
     return made
 
 
 def from_ct_pngs(folder: Path, writer: Writer) -> int:
+    """Write a folder's CT pictures without partners; how many there were."""
     made = 0
     for path in tqdm(sorted(folder.rglob("*.png")), desc=f"{folder.name} CT only"):
         grey = read_grey(path)
@@ -293,6 +345,6 @@ def from_ct_pngs(folder: Path, writer: Writer) -> int:
         hu = png_ct_to_hu(grey, guess_png_window(grey))
         image = to_uint8(encode_ct(Letterbox(hu.shape, size=writer.size).fit(hu, AIR_HU)))
         name = writer.image("unpaired", f"{folder.name}_{path.stem}", image)
-        writer.row("unpaired", file_name=name, modality="CT", source=folder.name)
+        writer.add("unpaired", UnpairedRow(file_name=name, modality="CT", source=folder.name))
         made += 1
     return made

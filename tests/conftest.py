@@ -89,3 +89,12 @@ def two_series(series, mr, tmp_path_factory) -> Path:
             for path in part.iterdir():
                 archive.write(path, f"{part.name}/{path.name}")
     return folder / "both.zip"
+
+
+def rotation(rng, degrees: float) -> np.ndarray:
+    axis = rng.normal(size=3)
+    axis /= np.linalg.norm(axis)
+    x, y, z = axis
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    angle = np.deg2rad(degrees)
+    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross

@@ -3,7 +3,6 @@ import numpy as np
 import pytest
 
 from mediffuse.compare import compare, compare_volumes, matching_slice
-from mediffuse.image.display import ERROR_SCALE, error_map, picture, uncertainty_map
 from mediffuse.metrics import paper
 from mediffuse.scan import ScanError, Slice, read_scan
 
@@ -54,26 +53,6 @@ def test_flicker_between_slices_is_measured_and_an_even_error_is_none(ct, mr):
     flicker = compare_volumes(ct.voxels + 30 * (np.arange(ct.count()) % 2), mr, ct)
     assert flicker.delta_z == pytest.approx(30, abs=1e-3)
     assert flicker.delta_z_truth == pytest.approx(even.delta_z_truth, abs=1e-2)
-
-
-def test_error_map_is_signed_and_saturates():
-    scale = ERROR_SCALE["CT"]
-    error = np.array([[-2 * scale, 0, 2 * scale]] * 3).repeat(200, 0).repeat(200, 1)
-    image = error_map(error, "CT")[50]
-    np.testing.assert_array_equal(image[50], [0, 0, 255])
-    np.testing.assert_array_equal(image[image.shape[0] // 2], [255, 255, 255])
-    np.testing.assert_array_equal(image[-50], [255, 0, 0])
-
-
-def test_pictures_are_isotropic_and_say_synthetic(ct_pixels):
-    plain = picture(ct_pixels, (0, 80), (2.0, 1.0))
-    height, width = ct_pixels.shape
-    assert plain.shape[0] / plain.shape[1] == pytest.approx(2 * height / width, rel=0.01)
-    marked = picture(ct_pixels, (0, 80), (2.0, 1.0), synthetic=True)
-    different = np.argwhere((plain != marked).any(-1))
-    assert len(different) > 50
-    assert different[:, 0].min() > 0.9 * plain.shape[0]  # at the lower edge only
-    assert uncertainty_map(np.zeros((30, 30)), "MR").shape == (512, 512, 3)
 
 
 def test_a_one_slice_truth_must_lie_in_its_place(ct, mr, tmp_path):

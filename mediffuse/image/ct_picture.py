@@ -14,14 +14,17 @@ PNG_WINDOWS = {
 """What an 8- or 16-bit picture of a CT may show."""
 
 PNG_WINDOW_LIMITS = {"bone": (-500.0, 1500.0), "brain": (0.0, 80.0)}
+"""HU that are black and white in the narrower windows."""
 
 BRAIN_HU, SATURATED_BONE_HU = 35.0, 700.0
+"""What the commonest grey of a head is taken for, and what is white in a narrow window at the least."""
 
-# Pictures have no units: these tell air, a saturated skull and a flat brain. Set on 2,571 CT and MR
-# slices of SynthRAD2023 and the Whole Brain Atlas; see `guess_picture_modality`.
 HEAD_GREY = 0.08
 SATURATED_SHARE = 0.1
 FLAT_SHARES = (0.25, 0.3)
+"""Grey, of 1, above which a pixel is of the head; share of white pixels above which its skull is saturated; shares of
+one grey below which it is an MRI, and above which it is a CT with a flat brain. Set on 2,571 CT and MR slices of
+SynthRAD2023 and the Whole Brain Atlas."""
 
 
 def guess_picture_modality(grey: np.ndarray) -> str | None:
@@ -50,21 +53,21 @@ def guess_png_window(grey: np.ndarray) -> str:
     return "bone" if 0.2 < soft < 0.295 and dark.size and (dark < 0.5 / 255).mean() > 0.97 else "full"
 
 
-def png_ct_to_hu(grey: np.ndarray, shown: str) -> np.ndarray:
-    """A CT picture (H, W) in [0, 1] that shows the window `shown` to HU (H, W).
+def png_ct_to_hu(grey: np.ndarray, window: str) -> np.ndarray:
+    """A CT picture (H, W) in [0, 1] that shows `window`, a key of `PNG_WINDOWS`, to HU (H, W).
 
     A full-range picture is anchored at two points, since its limits are unknown: black is air
     (-1000 HU) and the commonest grey of the head is brain (+35 HU). In a narrower window black and
     white are saturated: nearly all of that is air and bone, so that is what they become.
     """
-    if shown == "full":
+    if window == "full":
         soft = np.clip(_head_greys(grey)[0], 0.2, 0.55)
         # Refine the histogram bin to the median of what lies in it.
         near = grey[np.abs(grey - soft) < 0.02]
         soft = float(np.median(near)) if near.size else soft
         low, high = AIR_HU, AIR_HU + (BRAIN_HU - AIR_HU) / soft
         return (low + (high - low) * grey).astype(np.float32)
-    low, high = PNG_WINDOW_LIMITS[shown]
+    low, high = PNG_WINDOW_LIMITS[window]
     hu = low + (high - low) * grey
     hu[grey <= 0.5 / 255] = AIR_HU
     hu[grey >= 254.5 / 255] = max(high, SATURATED_BONE_HU)

@@ -54,6 +54,7 @@ class Letterbox:
 
 
 def resize(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """(rows, columns[, C]) to `shape` (rows, columns), float32: by area where it shrinks, else linearly."""
     if pixels.shape[:2] == tuple(shape):
         return np.asarray(pixels, np.float32)
     shrinks = shape[0] * shape[1] < pixels.shape[0] * pixels.shape[1]

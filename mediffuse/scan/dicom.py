@@ -19,18 +19,18 @@ from mediffuse.scan.types import MODALITIES, ScanError, check_size
 ENDINGS = (".dcm", ".ima")
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 KEPT_TAGS = (
-    "0008|0020",
-    "0008|0030",
-    "0008|0050",
-    "0008|0090",
-    "0010|0010",
-    "0010|0020",
-    "0010|0030",
-    "0010|0040",
-    "0018|5100",
-    "0020|000d",
-    "0020|0010",
-    "0020|0052",
+    "0008|0020",  # study date
+    "0008|0030",  # study time
+    "0008|0050",  # accession number
+    "0008|0090",  # referring physician
+    "0010|0010",  # patient's name
+    "0010|0020",  # patient ID
+    "0010|0030",  # patient's birth date
+    "0010|0040",  # patient's sex
+    "0018|5100",  # patient position
+    "0020|000d",  # study instance UID
+    "0020|0010",  # study ID
+    "0020|0052",  # frame of reference UID
 )
 """What a derived series has in common with its source: the patient, the study, the frame of reference."""
 _TAGS = {
@@ -100,7 +100,7 @@ def find_series(folder: Path, *, below: bool = True) -> list[Series]:
 def group_series(files: Iterable[Path]) -> list[Series]:
     """The DICOM image series among files. Of a series the largest part of one kind is taken:
     of one size, orientation, echo time and temporal position, without localisers and colour pictures."""
-    groups: dict[str, list[tuple[Path, dict]]] = {}
+    groups: dict[str, list[tuple[Path, dict[str, str]]]] = {}
     for file in files:
         tags = _tags(file)
         if tags and tags["uid"]:
@@ -108,7 +108,7 @@ def group_series(files: Iterable[Path]) -> list[Series]:
     found = []
     for uid, members in groups.items():
         slices = [m for m in members if _is_slice(m[1])]
-        kinds: list[list[tuple[Path, dict]]] = []
+        kinds: list[list[tuple[Path, dict[str, str]]]] = []
         for member in slices or members:
             kind = next((k for k in kinds if _alike(k[0][1], member[1])), None)
             if kind:
@@ -118,24 +118,25 @@ def group_series(files: Iterable[Path]) -> list[Series]:
         taken = max(kinds, key=len)
         first = taken[0][1]
         title = f"{first['description'] or 'Series'}: {first['modality'] or '?'}, {len(taken)} files"
-        one = Series(uid, tuple(f for f, _ in taken), first["modality"], title, bool(slices), len(members) - len(taken))
-        found.append(one)
+        paths = tuple(path for path, _ in taken)
+        found.append(Series(uid, paths, first["modality"], title, bool(slices), len(members) - len(taken)))
     return sorted(found, key=lambda s: (not s.usable, -len(s.files)))
 
 
-def _is_slice(tags: dict) -> bool:
+def _is_slice(tags: dict[str, str]) -> bool:
+    """Whether an image may be a slice of a volume: a CT or MR, grey, no localiser."""
     known = tags["modality"] in ("", *MODALITIES)
     return known and tags["samples"] in ("", "1") and "LOCALIZER" not in tags["type"].upper()
 
 
-def _alike(one: dict, other: dict) -> bool:
+def _alike(first: dict[str, str], second: dict[str, str]) -> bool:
     """Whether two images may be slices of one volume, by their headers."""
-    if any(one[k] != other[k] for k in ("rows", "columns", "frames", "echo", "phase")):
+    if any(first[k] != second[k] for k in ("rows", "columns", "frames", "echo", "phase")):
         return False
     try:
-        turns = [[float(v) for v in t["orientation"].split("\\") if v] for t in (one, other)]
+        turns = [[float(v) for v in t["orientation"].split("\\") if v] for t in (first, second)]
     except ValueError:
-        return one["orientation"] == other["orientation"]
+        return first["orientation"] == second["orientation"]
     return len(turns[0]) == len(turns[1]) and np.allclose(*turns, atol=1e-2)
 
 
@@ -165,41 +166,63 @@ def read_series(series: Series, name: str) -> tuple[np.ndarray, np.ndarray, str,
     reader.ReadImageInformation()
     # All headers say the same size (`group_series`), so that this bounds what is read below.
     check_size((*reader.GetSize()[:2], len(series.files)), name)
-    slices = sorted((_slice(file, name) for file in series.files), key=lambda s: s[0])
-    shapes, spacings = {s[2].shape for s in slices}, {tuple(np.round(s[3], 3)) for s in slices}
-    if len(shapes) > 1 or len(spacings) > 1:
+    slices = sorted((_read_slice(file, name) for file in series.files), key=lambda s: s.place)
+    if len({s.pixels.shape for s in slices}) > 1 or len({tuple(np.round(s.spacing, 3)) for s in slices}) > 1:
         raise ScanError(
             f"The slices of {name} differ in size or spacing: they are no one volume. Export one series of it again."
         )
-    different = [slices[0]]
-    for one in slices[1:]:
-        if one[0] - different[-1][0] > 1e-2:
-            different.append(one)
-    if len(different) < len(slices):
-        warnings.append(f"{len(slices) - len(different)} slices lie where another one does; the first was taken.")
-    if len(different) == 1:
+    apart = [slices[0]]
+    for candidate in slices[1:]:
+        if candidate.place - apart[-1].place > 1e-2:
+            apart.append(candidate)
+    if len(apart) < len(slices):
+        warnings.append(f"{len(slices) - len(apart)} slices lie where another one does; the first was taken.")
+    if len(apart) == 1:
         raise ScanError(f"All slices of {name} lie in one place: they are no volume.")
-    along = np.array([s[0] for s in different])
-    at, missing, said = _grid(along)
-    if 2 * missing > len(at):
-        raise ScanError(f"{name} has only {len(different)} of {len(at)} slices. Export the whole series.")
-    check_size((*slices[0][2].shape, len(at)), name)
-    volume = np.empty((*slices[0][2].shape, len(at)), np.float32)
-    after = np.clip(np.ceil(at - 1e-6).astype(int), 0, len(different) - 1)
-    for number, (place, high) in enumerate(zip(at, after, strict=True)):
-        share = high - place
-        volume[:, :, number] = different[high][2]
+    planes, missing, remarks = _grid(np.array([s.place for s in apart]))
+    if 2 * missing > len(planes):
+        raise ScanError(f"{name} has only {len(apart)} of {len(planes)} slices. Export the whole series.")
+    check_size((*apart[0].pixels.shape, len(planes)), name)
+    return _interpolated(apart, planes), _affine(apart, len(planes)), series.modality, warnings + remarks
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """One image of a series, in LPS mm.
+
+    place: along the normal of the slices. position: (3,), of the first pixel. pixels: float32 (X, Y).
+    spacing: (2,), mm per pixel. orientation: (2, 3), unit vectors along X and Y.
+    """
+
+    place: float
+    position: np.ndarray
+    pixels: np.ndarray
+    spacing: np.ndarray
+    orientation: np.ndarray
+
+
+def _interpolated(slices: list[_Slice], planes: np.ndarray) -> np.ndarray:
+    """Voxels (X, Y, Z), float32, at `planes`: where each lies, as a fractional number of a slice."""
+    volume = np.empty((*slices[0].pixels.shape, len(planes)), np.float32)
+    after = np.clip(np.ceil(planes - 1e-6).astype(int), 0, len(slices) - 1)
+    for number, (plane, high) in enumerate(zip(planes, after, strict=True)):
+        share = high - plane
+        volume[:, :, number] = slices[high].pixels
         if share > 1e-6:
-            volume[:, :, number] += share * (different[high - 1][2] - different[high][2])
-    positions = np.array([s[1] for s in different])
-    orientation = different[0][4].reshape(2, 3)
+            volume[:, :, number] += share * (slices[high - 1].pixels - slices[high].pixels)
+    return volume
+
+
+def _affine(slices: list[_Slice], count: int) -> np.ndarray:
+    """Affine (4, 4) to RAS mm of `count` planes from the first of `slices` to the last."""
+    first, last = slices[0], slices[-1]
     affine = np.eye(4)
-    affine[:3, 0] = orientation[0] * different[0][3][0]
-    affine[:3, 1] = orientation[1] * different[0][3][1]
-    affine[:3, 2] = (positions[-1] - positions[0]) / (len(at) - 1)
-    affine[:3, 3] = positions[0]
+    affine[:3, 0] = first.orientation[0] * first.spacing[0]
+    affine[:3, 1] = first.orientation[1] * first.spacing[1]
+    affine[:3, 2] = (last.position - first.position) / (count - 1)
+    affine[:3, 3] = first.position
     affine[:3] = LPS_TO_RAS @ affine[:3]
-    return volume, affine, series.modality, warnings + said
+    return affine
 
 
 def _grid(along: np.ndarray) -> tuple[np.ndarray, int, list[str]]:
@@ -211,16 +234,16 @@ def _grid(along: np.ndarray) -> tuple[np.ndarray, int, list[str]]:
     if np.abs(along - along[0] - numbers * step).max() <= 0.1 * step:
         count = int(numbers[-1]) + 1
         missing = count - len(along)
-        said = f"{missing} of {count} slices are missing; they were interpolated from their neighbours."
-        return np.interp(np.arange(count), numbers, np.arange(len(along))), missing, [said] if missing else []
+        remark = f"{missing} of {count} slices are missing; they were interpolated from their neighbours."
+        return np.interp(np.arange(count), numbers, np.arange(len(along))), missing, [remark] if missing else []
     finest = max(steps.min(), np.median(steps) / 4)
     count = round((along[-1] - along[0]) / finest) + 1
-    at = np.interp(np.linspace(along[0], along[-1], count), along, np.arange(len(along)))
-    said = (
+    planes = np.interp(np.linspace(along[0], along[-1], count), along, np.arange(len(along)))
+    remark = (
         f"The slices are unevenly spaced ({steps.min():.3g} to {steps.max():.3g} mm): they were interpolated to one "
         f"every {(along[-1] - along[0]) / (count - 1):.3g} mm, where they lie."
     )
-    return at, 0, [said]
+    return planes, 0, [remark]
 
 
 def read_file(path: Path, name: str | None = None) -> tuple[np.ndarray, np.ndarray, str]:
@@ -284,7 +307,7 @@ def _text(reader, tag: str) -> str:
     return raw.decode("ascii", "replace")
 
 
-def _tags(path: Path) -> dict | None:
+def _tags(path: Path) -> dict[str, str] | None:
     """The tags that group and order slices; None for what is no DICOM image."""
     if not is_dicom(path):
         return None
@@ -296,8 +319,8 @@ def _tags(path: Path) -> dict | None:
     return {k: _text(reader, t) for k, t in _TAGS.items()}
 
 
-def _slice(path: Path, name: str) -> tuple[float, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(place along the normal, position (3,), pixels (X, Y), spacing (2,), orientation (6,)), in LPS mm."""
+def _read_slice(path: Path, name: str) -> _Slice:
+    """One image of the series `name`. Raises ScanError for a file that holds several."""
     voxels, affine, _ = read_file(path, f"{name} ({path.name})")
     if voxels.shape[2] != 1:
         raise ScanError(f"{name} mixes single slices and volumes. Choose another series.")
@@ -305,4 +328,4 @@ def _slice(path: Path, name: str) -> tuple[float, np.ndarray, np.ndarray, np.nda
     spacing = np.linalg.norm(lps[:, :2], axis=0)
     orientation = (lps[:, :2] / spacing).T
     position = lps[:, 3]
-    return float(position @ np.cross(*orientation)), position, voxels[:, :, 0], spacing, orientation.ravel()
+    return _Slice(float(position @ np.cross(*orientation)), position, voxels[:, :, 0], spacing, orientation)

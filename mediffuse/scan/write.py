@@ -7,16 +7,20 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
 from mediffuse.image.intensity import MR_OUTPUT_LIMITS
-from mediffuse.scan import Scan, ScanError
 from mediffuse.scan.dicom import KEPT_TAGS
+from mediffuse.scan.types import Scan, ScanError
 
 SYNTHETIC_NOTE = "SYNTHETIC, not for diagnosis"
+"""What everything that is made here says of itself."""
+
 UNITS = {"CT": "HU", "MR": f"arbitrary {MR_OUTPUT_LIMITS[0]:.0f}-{MR_OUTPUT_LIMITS[1]:.0f}"}
 _SOP_CLASSES = {"CT": "1.2.840.10008.5.1.4.1.1.2", "MR": "1.2.840.10008.5.1.4.1.1.4"}
 
@@ -54,54 +58,68 @@ def write_dicom(scan: Scan, voxels: np.ndarray, modality: str, folder: Path) -> 
 
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ scan.affine
     # DICOM's rows run to the left and its columns to the back, as canonical axes turned round do.
-    columns, rows, _ = scan.voxels.shape
-    spacing, now = scan.spacing, time.strftime("%Y%m%d %H%M%S").split()
-    across, down = -lps[:3, 0] / spacing[0], -lps[:3, 1] / spacing[1]
+    columns, rows, count = scan.voxels.shape
+    across, down = -lps[:3, 0] / scan.spacing[0], -lps[:3, 1] / scan.spacing[1]
     if abs(across @ down) > 1e-3:
         raise ScanError(f"{scan.name} has sheared axes, which DICOM cannot hold: write NIfTI.")
-    study, series, frame = _uid(), _uid(), _uid()
+    series = _uid()
     tags = {
-        "0008|0005": "ISO_IR 192",
-        "0010|0010": "Unknown",
-        "0010|0020": scan.name[:64],
-        "0020|000d": study,
-        "0020|0052": frame,
-        "0008|0020": now[0],
-        "0008|0030": now[1],
-        **{tag: value for tag, value in scan.tags.items() if tag in KEPT_TAGS and value},
-        "0008|0008": "DERIVED\\SECONDARY\\AXIAL",
-        "0008|0016": _SOP_CLASSES[modality],
-        "0008|0021": now[0],
-        "0008|0031": now[1],
-        "0008|0060": modality,
-        "0008|0070": "Mediffuse",
-        "0008|103e": f"Synthetic {modality}: {SYNTHETIC_NOTE}"[:64],
-        "0008|2111": f"{SYNTHETIC_NOTE}. {UNITS[modality]}",
-        "0018|0050": f"{spacing[2]:.6g}",
-        "0020|000e": series,
-        "0020|0011": "9001",
-        "0020|0037": "\\".join(f"{v + 0.0:.8g}" for v in (*across, *down)),  # + 0.0: no "-0",
+        **_series_tags(scan, modality),
+        "0020|000e": series,  # series instance UID
+        "0020|0037": "\\".join(f"{v + 0.0:.8g}" for v in (*across, *down)),  # image orientation; + 0.0: no "-0"
     }
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
-    before = locale.setlocale(locale.LC_ALL)
-    try:
-        for number in range(voxels.shape[2]):
+    with _complete_folder(folder) as partial:
+        for number in range(count):
             pixels = np.round(voxels[::-1, ::-1, number].T).astype(np.int16)
             image = sitk.GetImageFromArray(np.ascontiguousarray(pixels)[None])
-            image.SetSpacing([float(mm) for mm in spacing])
+            image.SetSpacing([float(mm) for mm in scan.spacing])
             position = lps @ [columns - 1, rows - 1, number, 1]
             image.SetOrigin(position[:3].tolist())
-            place = {
-                "0008|0018": f"{series}.{number + 1}",
-                "0020|0013": str(number + 1),
-                "0020|0032": "\\".join(f"{v:.8g}" for v in position[:3]),
+            own = {
+                "0008|0018": f"{series}.{number + 1}",  # SOP instance UID
+                "0020|0013": str(number + 1),  # instance number
+                "0020|0032": "\\".join(f"{v:.8g}" for v in position[:3]),  # image position
             }
-            for tag, value in {**tags, **place}.items():
+            for tag, value in {**tags, **own}.items():
                 image.SetMetaData(tag, value)
             writer.SetFileName(str(partial / f"{number + 1:04d}.dcm"))
             writer.Execute(image)
+
+
+def _series_tags(scan: Scan, modality: str) -> dict[str, str]:
+    """What all images of a derived series say: of the scan's patient and study where those are known."""
+    date, clock = time.strftime("%Y%m%d %H%M%S").split()
+    return {
+        "0008|0005": "ISO_IR 192",  # character set: UTF-8
+        "0010|0010": "Unknown",  # patient's name
+        "0010|0020": scan.name[:64],  # patient ID
+        "0020|000d": _uid(),  # study instance UID
+        "0020|0052": _uid(),  # frame of reference UID
+        "0008|0020": date,  # study date
+        "0008|0030": clock,  # study time
+        **{tag: value for tag, value in scan.tags.items() if tag in KEPT_TAGS and value},
+        "0008|0008": "DERIVED\\SECONDARY\\AXIAL",  # image type
+        "0008|0016": _SOP_CLASSES[modality],
+        "0008|0021": date,  # series date
+        "0008|0031": clock,  # series time
+        "0008|0060": modality,
+        "0008|0070": "Mediffuse",  # manufacturer
+        "0008|103e": f"Synthetic {modality}: {SYNTHETIC_NOTE}"[:64],  # series description
+        "0008|2111": f"{SYNTHETIC_NOTE}. {UNITS[modality]}",  # derivation description
+        "0018|0050": f"{scan.spacing[2]:.6g}",  # slice thickness
+        "0020|0011": "9001",  # series number
+    }
+
+
+@contextmanager
+def _complete_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of `folder` when the block ends well, and else is gone."""
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield partial
         # A temporary folder is its owner's alone; the umask cannot be read without being set.
         mask = os.umask(0)
         os.umask(mask)
@@ -109,7 +127,7 @@ def write_dicom(scan: Scan, voxels: np.ndarray, modality: str, folder: Path) -> 
         shutil.rmtree(folder, ignore_errors=True)
         partial.replace(folder)
     finally:
-        # The writer leaves the whole process in the locale "C", where text files are ASCII.
+        # SimpleITK's writer leaves the whole process in the locale "C", where text files are ASCII.
         locale.setlocale(locale.LC_ALL, before)
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -15,8 +15,7 @@ from mediffuse.scan import read_scan
 from mediffuse.scan.write import write_dicom
 from mediffuse.translate.jobs import find_jobs
 from tests import tiny
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,10 @@ from PIL import Image
 from mediffuse.scan import PLANES, Scan, ScanError, read_scan
 from mediffuse.scan.read import looks_like
 from mediffuse.scan.types import MAX_VOXELS
+from tests.conftest import ROOT
 
-DICOM = sorted((Path(__file__).parent / "data" / "dicom").glob("*.dcm"))
-EXAMPLE_PNG = Path(__file__).resolve().parents[1] / "assets" / "examples" / "head_ct_brain.png"
+DICOM = sorted((ROOT / "tests" / "data" / "dicom").glob("*.dcm"))
+EXAMPLE_PNG = ROOT / "assets" / "examples" / "head_ct_brain.png"
 AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
 
 

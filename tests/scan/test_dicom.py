@@ -217,7 +217,7 @@ def test_a_ct_stored_inverted_is_refused(series, tmp_path):
 
 def test_what_slices_claim_is_added_up_before_they_are_read(series, tmp_path, monkeypatch):
     monkeypatch.setattr("mediffuse.scan.types.MAX_VOXELS", 1)
-    monkeypatch.setattr(dicom, "_slice", None)  # would be called to read
+    monkeypatch.setattr(dicom, "_read_slice", None)  # would be called to read
     monkeypatch.setattr(dicom.check_size, "__defaults__", (1,))
     with pytest.raises(ScanError, match="too large"):
         read_scan(series, "CT")

@@ -7,27 +7,19 @@ import numpy as np
 import pytest
 
 from mediffuse.scan import Scan, ScanError, read_scan
-from mediffuse.scan.resample import registered, resampled, straightened
+from mediffuse.scan.resample import resampled, straightened
 from mediffuse.scan.write import write_nifti
 from mediffuse.translate import Settings, Translator
 from mediffuse.translate.checkpoints import Checkpoints
 from mediffuse.translate.slices import to_model_image, to_slice
 from mediffuse.translate.volumes import Passes, translate_volume
 from tests import tiny
+from tests.conftest import rotation
 
 
 @pytest.fixture(scope="module")
 def translator(tmp_path_factory):
     return Translator(Checkpoints(str(tiny.save_all(tmp_path_factory.mktemp("volume")))))
-
-
-def rotation(rng, degrees: float) -> np.ndarray:
-    axis = rng.normal(size=3)
-    axis /= np.linalg.norm(axis)
-    x, y, z = axis
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    angle = np.deg2rad(degrees)
-    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
 
 
 def stored(scan: Scan, path, affine: np.ndarray, order=(0, 1, 2), flips=(1, 1, 1)):
@@ -168,23 +160,3 @@ def test_one_oblique_slice_and_a_slab_stay_on_their_own_axes(translator, ct):
     np.testing.assert_allclose(made.voxels, straight.voxels, atol=0.6)
     slab = replace(ct, voxels=ct.voxels[:, :, 5:15], affine=turn @ ct.affine)
     assert straightened(slab) is slab
-
-
-def test_a_coronal_scan_is_straightened_with_its_own_spacing(ct):
-    axes = nib.affines.from_matvec(rotation(np.random.default_rng(3), 25) @ np.diag([1.0, 5.0, 1.0]))
-    coronal = replace(ct, voxels=np.ascontiguousarray(ct.voxels.transpose(0, 2, 1)), affine=axes)
-    np.testing.assert_allclose(straightened(coronal).spacing, [1, 5, 1])
-
-
-def test_registration_finds_a_known_turn(ct, mr):
-    shift = nib.affines.from_matvec(rotation(np.random.default_rng(2), 8), [6, -9, 5])
-    moved = replace(mr, affine=shift @ mr.affine)
-    transform, millimetres = registered(moved, ct)
-    head = nib.affines.apply_affine(ct.affine, np.argwhere(ct.head_mask())[::5000])
-    off = nib.affines.apply_affine(transform, head) - nib.affines.apply_affine(shift, head)
-    assert np.linalg.norm(off, axis=1).mean() < 2.5
-    assert millimetres == pytest.approx(
-        np.linalg.norm(nib.affines.apply_affine(shift, head) - head, axis=1).mean(), abs=3
-    )
-    _, still = registered(mr, ct)
-    assert still < 2.5

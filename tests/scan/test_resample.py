@@ -1,0 +1,30 @@
+"""Scans on other grids."""
+
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from mediffuse.scan.resample import registered, straightened
+from tests.conftest import rotation
+
+
+def test_a_coronal_scan_is_straightened_with_its_own_spacing(ct):
+    axes = nib.affines.from_matvec(rotation(np.random.default_rng(3), 25) @ np.diag([1.0, 5.0, 1.0]))
+    coronal = replace(ct, voxels=np.ascontiguousarray(ct.voxels.transpose(0, 2, 1)), affine=axes)
+    np.testing.assert_allclose(straightened(coronal).spacing, [1, 5, 1])
+
+
+def test_registration_finds_a_known_turn(ct, mr):
+    shift = nib.affines.from_matvec(rotation(np.random.default_rng(2), 8), [6, -9, 5])
+    moved = replace(mr, affine=shift @ mr.affine)
+    transform, millimetres = registered(moved, ct)
+    head = nib.affines.apply_affine(ct.affine, np.argwhere(ct.head_mask())[::5000])
+    off = nib.affines.apply_affine(transform, head) - nib.affines.apply_affine(shift, head)
+    assert np.linalg.norm(off, axis=1).mean() < 2.5
+    assert millimetres == pytest.approx(
+        np.linalg.norm(nib.affines.apply_affine(shift, head) - head, axis=1).mean(), abs=3
+    )
+    _, still = registered(mr, ct)
+    assert still < 2.5
