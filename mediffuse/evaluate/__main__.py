@@ -29,7 +29,7 @@ from mediffuse.machine import shared_work
 from mediffuse.prepare import LayoutError
 from mediffuse.scan import PLANES
 from mediffuse.translate.checkpoints import SPEEDS, CheckpointError
-from mediffuse.translate.slices import STARTS
+from mediffuse.translate.slices import STARTS, Settings
 
 
 def _at_least(low: int):
@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
         help="of volumes not prepared yet: slices around the central one",
     )
     add("--limit", type=_at_least(1), help="images per direction, split and folder")
-    add("--steps", type=int, default=20)
+    add("--steps", type=int, default=Settings.steps, help="of diffusion")
     add("--start", action="append", choices=STARTS, help="where diffusion starts, several times for several; mean")
     add("--guidance", type=float, default=1.0, help="classifier-free guidance scale; 1: off")
     add("--image-guidance", type=float, default=1.0)

@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--contrast", choices=CONTRASTS, default="T1", help="of the MRI")
     parser.add_argument("--checkpoint", help="as MEDIFFUSE_CHECKPOINTS; default: that, or the bundled ones")
     parser.add_argument("--speed", choices=SPEEDS, default="fast", help="likeliest, sharper, or sampled; default fast")
-    parser.add_argument("--steps", type=int, default=20, help="of diffusion")
+    parser.add_argument("--steps", type=int, default=Settings.steps, help="of diffusion")
     parser.add_argument("--start", choices=STARTS, default="mean", help="of diffusion: the fast translation, or noise")
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--image-guidance", type=float, default=1.0)

@@ -45,7 +45,7 @@ class Settings:
     """
 
     speed: str = "fast"
-    steps: int = 20
+    steps: int = 6
     guidance: float = 1.0
     image_guidance: float = 1.0
     seed: int = 0

@@ -48,7 +48,7 @@ class AskedSlice:
     shown: str = "auto"
     view: str = next(iter(CT_VIEWS))
     speed: str = "fast"
-    steps: float = 20
+    steps: float = Settings.steps
     samples: float = 1
     guidance: float = 1
     image_guidance: float = 1
@@ -113,7 +113,7 @@ class AskedVolume:
     series: str | None = None
     contrast: str = "T1"
     speed: str = "fast"
-    steps: float = 20
+    steps: float = Settings.steps
     samples: float = 1
     seed: float | None = 0
     planes: tuple[str, ...] = ("axial",)

@@ -9,7 +9,7 @@ import gradio as gr
 from gradio.components import Component
 from gradio.events import Dependency
 
-from mediffuse.translate import MAX_SEED
+from mediffuse.translate import MAX_SEED, Settings
 from mediffuse.ui import runs
 from mediffuse.ui.asked import SPEED_CHOICES
 from mediffuse.ui.words import SCORE_HEADERS, status
@@ -37,7 +37,7 @@ class Option:
 
 
 OPTIONS = {
-    "steps": Option("Steps", 2, 100, 20),
+    "steps": Option("Steps", 2, 100, Settings.steps),
     "samples": Option("Samples (mean and uncertainty from 2 on)", 1, 8, 1),
     "guidance": Option("Guidance scale (1: off)", 1, 10, 1, 0.1),
     "image_guidance": Option("Image guidance scale (with guidance above 1)", 1, 5, 1, 0.1),
