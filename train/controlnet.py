@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     run = Run(options, Contours(pipeline, options))
 
     def save(output: Path) -> None:
-        networks.save_half(pipeline, output / "controlnet")
+        networks.save_half(pipeline, output / "controlnet", options.largest_mib)
         write_details(
             output / "controlnet",
             run,

@@ -25,6 +25,7 @@ class DenoisingOptions(Options):
     mean_noise: Annotated[list, "least and largest standard deviation of what is added to that prediction"] = field(
         default_factory=lambda: [0.1, 0.3]
     )
+    largest_mib: Annotated[float, "MiB that no file of the saved pipeline exceeds; 0: a file for each part"] = 0.0
     drop_prompt: Annotated[float, "share of samples without a prompt, for guidance"] = 0.05
     drop_image: Annotated[float, "share of samples without the input image, for guidance"] = 0.05
 

@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     run = Run(options, Ip2p(pipeline, options))
 
     def save(output: Path) -> None:
-        networks.save_half(pipeline, output / "ip2p")
+        networks.save_half(pipeline, output / "ip2p", options.largest_mib)
         write_details(
             output / "ip2p",
             run,

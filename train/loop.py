@@ -40,8 +40,13 @@ class Run:
         self.options = options
         options.output.mkdir(parents=True, exist_ok=True)
         precision = options.mixed_precision
-        cpu = not torch.cuda.is_available()
-        if cpu and precision == "bf16" and not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        cuda = torch.cuda.is_available()
+        if cuda:
+            # What is not in half precision may use TF32. Tensor cores want channels last. cuDNN's benchmark stays off:
+            # the parts of a batch of train/onestep.py have ever other sizes.
+            torch.set_float32_matmul_precision("high")
+            objective.to(memory_format=torch.channels_last)
+        elif precision == "bf16" and not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
             # emulated: 43 s a step of the autoencoder on two AVX2 cores, and 1.3 s in full precision
             print("This processor has no bfloat16: training goes on in full precision.", file=sys.stderr)
             precision = "no"
@@ -53,15 +58,19 @@ class Run:
         )
         set_seed(options.seed)
         parameters = [p for p in objective.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
+        optimizer = torch.optim.AdamW(
+            parameters, lr=options.learning_rate, weight_decay=options.weight_decay, fused=cuda or None
+        )
         self.model, self.optimizer = self.accelerator.prepare(objective, optimizer)
         self.parameters = parameters
-        self.ema = EMAModel(parameters, decay=options.ema_decay, min_decay=0.0)
+        self.ema = EMAModel(parameters, decay=options.ema_decay, min_decay=0.0, foreach=cuda)
         self.ema.to(self.accelerator.device)
         self.accelerator.register_for_checkpointing(self.ema)
         # Now: the code may change while this runs.
         self.commit = _commit()
+        self.steps = options.steps  # of the whole run: fewer once its time limit has ended it
         self.elapsed = 0.0  # seconds of training, of resumed runs too
+        self.saved = 0.0  # seconds of training in the newest checkpoint
         self.peak_memory = 0.0  # MiB
 
     def fit(
@@ -70,7 +79,7 @@ class Run:
         validate: Callable[[], dict[str, float]],
         save: Callable[[Path], None],
     ) -> None:
-        """Train to `options.steps`, then save the averaged weights with `save(output)`."""
+        """Train to `options.steps` or `options.time_limit`, then save the averaged weights with `save(output)`."""
         o, accelerator = self.options, self.accelerator
         step = self._resume() if o.resume else 0
         if accelerator.is_main_process:
@@ -81,14 +90,14 @@ class Run:
         bar = tqdm(total=o.steps, initial=step, disable=not accelerator.is_main_process, desc=str(o.output))
         started, losses = time.perf_counter() - self.elapsed, []
         for batch in self._loader(dataset, step):
-            if step >= o.steps:
+            if self._over(step):
                 break
             losses.append(self._learn(batch, step, len(losses)))
             if not accelerator.sync_gradients:
                 continue
             step += 1
             self.ema.step(self.parameters)
-            loss = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+            loss, self.elapsed = self._mean(torch.stack(losses).mean(), time.perf_counter() - started)
             losses = []
             if not math.isfinite(loss):
                 raise SystemExit(
@@ -96,14 +105,16 @@ class Run:
                 )
             bar.update()
             bar.set_postfix(loss=f"{loss:.4f}")
-            self.elapsed = time.perf_counter() - started
-            if step % o.log_every == 0 or step == o.steps:
+            over = self._over(step)
+            if step % o.log_every == 0 or over:
                 self._log("log.csv", step, loss=loss, rate=self.rate(step), seconds=self.elapsed)
-            if step < o.steps and o.validate_every and step % o.validate_every == 0:
+            if not over and o.validate_every and step % o.validate_every == 0:
                 self._validate(validate, step)
-            if step % o.checkpoint_every == 0 or step == o.steps:
+            late = o.checkpoint_seconds and self.elapsed - self.saved >= o.checkpoint_seconds
+            if step % o.checkpoint_every == 0 or late or over:
                 self._checkpoint(step)
         bar.close()
+        self.steps = step
         self.ema.copy_to(self.parameters)
         if accelerator.is_main_process:
             save(o.output)
@@ -137,12 +148,27 @@ class Run:
             self.optimizer.zero_grad()
         return loss.detach()
 
+    def _mean(self, loss: torch.Tensor, seconds: float) -> tuple[float, float]:
+        """Loss () and seconds as means of all processes, which so agree on when their time is over."""
+        both = torch.stack([loss.float(), loss.new_tensor(seconds, dtype=torch.float32)])
+        return tuple(self.accelerator.reduce(both, "mean").tolist())
+
+    def _time_share(self) -> float:
+        """Share of the time limit that has passed; 0 where there is none."""
+        return self.elapsed / self.options.time_limit if self.options.time_limit else 0.0
+
+    def _over(self, step: int) -> bool:
+        return step >= self.options.steps or self._time_share() >= 1
+
     def rate(self, step: int) -> float:
-        """Learning rate at a step: linear warmup, then half a cosine to 0."""
+        """Learning rate at a step: linear warmup, then half a cosine to 0.
+
+        The cosine follows the share of the steps or of the time limit that has passed, whichever is more.
+        """
         o = self.options
         if step < o.warmup:
             return o.learning_rate * (step + 1) / o.warmup
-        share = (step - o.warmup) / max(1, o.steps - o.warmup)
+        share = max((step - o.warmup) / max(1, o.steps - o.warmup), self._time_share())
         return o.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
 
     def _validate(self, validate: Callable[[], dict], step: int) -> None:
@@ -176,6 +202,7 @@ class Run:
     def _checkpoint(self, step: int) -> None:
         folder = self.options.output / f"checkpoint-{step}"
         self.accelerator.save_state(str(folder))
+        self.saved = self.elapsed
         if self.accelerator.is_main_process:
             # Written last: a checkpoint without it was cut short and is not resumed from.
             self.peak_memory = max(self.peak_memory, machine.peak_mib())
@@ -193,6 +220,7 @@ class Run:
         state = json.loads((found[-1] / "step.json").read_text())
         step = state["step"]
         self.elapsed, self.peak_memory = state.get("seconds", 0.0), state.get("peak_memory_mib", 0.0)
+        self.saved = self.elapsed
         self.accelerator.print(f"Resuming from {found[-1]} at step {step}.")
         return step
 
@@ -210,7 +238,7 @@ class Run:
             "commit": self.commit,
             "data_sha256": data_sha256(self.options.data),
             "seed": self.options.seed,
-            "steps": self.options.steps,
+            "steps": self.steps,
             "batch_size": self.options.batch_size * self.options.gradient_accumulation * self.accelerator.num_processes,
             "parameters": sum(p.numel() for p in self.parameters),
             "seconds": round(self.elapsed),
@@ -242,9 +270,9 @@ def write_details(folder: Path, run: Run, *bases: str | Path | None, **details) 
         for path in (checkpoints.find_file(base, checkpoints.LOSSES) for base in bases):
             old |= dict.fromkeys(tuple(row) for row in list(csv.reader(path.open()))[1:]) if path else {}
         writer.writerows(old)
-        # A resumed run logs some steps twice: the later is what counts.
-        losses = {row["step"]: row["loss"] for row in csv.DictReader((run.options.output / "log.csv").open())}
-        writer.writerows([training["stage"], step, loss] for step, loss in losses.items())
+        # A resumed run logs some steps twice: the later is what counts. Of those that it ended before, none does.
+        losses = {int(row["step"]): row["loss"] for row in csv.DictReader((run.options.output / "log.csv").open())}
+        writer.writerows([training["stage"], step, loss] for step, loss in losses.items() if step <= run.steps)
 
 
 def _commit() -> str | None:

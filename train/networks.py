@@ -157,12 +157,17 @@ def load_autoencoder(folder: Path | None) -> AutoencoderKL:
     return AutoencoderKL.from_pretrained(folder)
 
 
-def save_half(pipeline, folder: Path) -> None:
-    """Save a copy of a pipeline in fp16; the one in memory stays as it is."""
+def save_half(pipeline, folder: Path, largest_mib: float = 0) -> None:
+    """Save a copy of a pipeline in fp16; the one in memory stays as it is.
+
+    `largest_mib`: no file is larger than this, so parts come in several; 0: a file for each part.
+    """
     kept = {name: part.dtype for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
     state = {name: {k: v.clone() for k, v in getattr(pipeline, name).state_dict().items()} for name in kept}
     pipeline.to(dtype=torch.float16)
-    pipeline.save_pretrained(folder)
+    # A little less than asked, for a file has a header, too.
+    largest = int(0.98 * largest_mib * 2**20) or None
+    pipeline.save_pretrained(folder, max_shard_size=largest)
     for name, dtype in kept.items():
         part = getattr(pipeline, name).to(dtype=dtype)
         part.load_state_dict(state[name])

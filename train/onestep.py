@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def save(output: Path) -> None:
         folder = output / ("controlnet" if contours else "ip2p")
-        networks.save_half(pipeline, folder)
+        networks.save_half(pipeline, folder, options.largest_mib)
         speeds = ["fast", *(["sharp"] if options.sharp_share else []), "diffusion"]
         details.update(speeds=speeds, **start_of_sampling(options, options.base))
         write_details(folder, run, options.base, options.vae_dir, **details)

@@ -25,9 +25,10 @@ class Options:
     data: Annotated[Path, "folder that train/prepare.py wrote"] = Path("data/mini")
     output: Annotated[Path, "folder for checkpoints, logs and the final model"] = Path("runs/out")
     steps: Annotated[int, "optimiser steps"] = 1000
+    time_limit: Annotated[float, "seconds of training that end it before its steps do; 0: no limit"] = 0.0
     batch_size: Annotated[int, "samples a process and step"] = 8
     gradient_accumulation: Annotated[int, "batches whose gradients an optimiser step adds up"] = 1
-    learning_rate: Annotated[float, "its peak; half a cosine to zero follows the warmup"] = 1e-4
+    learning_rate: Annotated[float, "its peak; after the warmup half a cosine takes it to zero"] = 1e-4
     warmup: Annotated[int, "steps in which the learning rate rises linearly"] = 100
     weight_decay: Annotated[float, "AdamW's"] = 0.01
     max_grad_norm: Annotated[float, "gradients of a larger norm are scaled down to it"] = 1.0
@@ -41,6 +42,7 @@ class Options:
     seed: Annotated[int, "of the samples, the noise and fresh weights"] = 0
     workers: Annotated[int, "processes that load data; 0: none beside the trainer"] = 1
     checkpoint_every: Annotated[int, "steps between the checkpoints from which a run can go on"] = 500
+    checkpoint_seconds: Annotated[float, "seconds of training between checkpoints at most; 0: by steps alone"] = 0.0
     keep_checkpoints: Annotated[int, "newest checkpoints that are kept"] = 2
     resume: Annotated[bool, "go on from the newest checkpoint in the output folder"] = True
     validate_every: Annotated[int, "steps between validations on the val split; 0: only at the end"] = 500
