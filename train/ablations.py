@@ -1,7 +1,7 @@
 """Run the ablations of train/configs/ablations.yaml and write their table to docs/ablations.md.
 
     python train/ablations.py                                    # all, each resumable
-    python train/ablations.py --only loss --lpips alexnet.pth    # groups with "loss" in their title
+    python train/ablations.py --only loss                        # groups with "loss" in their title
 
 Each arm is one run of a trainer's own command line, in runs/ablations; the table names it. Figures are
 the trainer's last validation: protocol "paper" on the val split's central axial slices.
@@ -70,7 +70,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=ROOT / "train" / "configs" / "ablations.yaml")
     parser.add_argument("--only", default="", help="run only groups with this in their title")
-    parser.add_argument("--lpips", type=Path, help="AlexNet's weights, for the arms with LPIPS")
     parser.add_argument("--runs", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "ablations.md")
     args = parser.parse_args()
@@ -81,11 +80,7 @@ def main() -> None:
             output = args.runs / re.sub(r"[^a-z0-9]+", "-", f"{group['title']} {name}".lower()).strip("-")
             options = {**config["common"], **group["options"], **own, "output": output}
             words = command_line(group["script"], options)
-            wanted = args.only.lower() in group["title"].lower()
-            if "lpips_weight" in own:
-                wanted = wanted and args.lpips
-                words += ["--lpips", str(args.lpips or "FILE")]
-            if wanted:
+            if args.only.lower() in group["title"].lower():
                 print(shlex.join(words), flush=True)
                 subprocess.run([sys.executable, *words[1:]], check=True, cwd=ROOT)
             group["runs"].append((name, words, figures(ROOT / output)))

@@ -119,10 +119,15 @@ def main(argv: list[str] | None = None) -> None:
     options = parse_options(OneStepOptions, "onestep", argv, __doc__)
     if not options.base:
         raise SystemExit("Give --base: the pipeline that train/ip2p.py or train/controlnet.py wrote.")
+    if options.lpips_weight and not options.sharp_share:
+        raise SystemExit("--lpips-weight is of the sharp variant: give --sharp-share too.")
     torch.manual_seed(options.seed)
     pipeline = networks.load_pipeline(options.base)
     if options.vae_dir:
-        pipeline.vae = networks.load_autoencoder(options.vae_dir)
+        vae = networks.load_autoencoder(options.vae_dir)
+        if vae.config.latent_channels != pipeline.vae.config.latent_channels:
+            raise SystemExit(f"{options.vae_dir} has other latents than {options.base}: it cannot take their place.")
+        pipeline.vae = vae
     checkpoint = checkpoints.describe(pipeline, options.base)
     if not checkpoint.one_step:
         raise SystemExit(f"{options.base} has another schedule than v-prediction with zero terminal SNR.")
