@@ -64,6 +64,12 @@ def test_shipped_ablations_are_understood():
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("[!a]*.yaml")), ids=lambda path: path.stem)
 def test_shipped_configs_are_understood(path):
     sections = yaml.safe_load(path.read_text())
-    assert set(sections) <= {"common", *CLASSES}
-    for section in set(sections) - {"common"}:
+    assert set(sections) <= {"common", "prepare", "stages", "bundle", *CLASSES}
+    for section in set(sections) & set(CLASSES):
         assert parse_options(CLASSES[section], section, ["--config", str(path)], "").steps > 0
+    for options in sections.get("stages", {}).values():
+        script = options.pop("script")
+        section = script.removesuffix(".py")
+        parsed = parse_options(CLASSES[section], section, command_line(script, {"config": path, **options})[2:], "")
+        assert parsed.checkpoint_seconds <= 8 * 60
+        assert parsed.time_limit <= 8 * 60

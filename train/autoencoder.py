@@ -94,6 +94,7 @@ class Objective(torch.nn.Module):
             part.requires_grad_(options.train_encoder)
 
     def forward(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """The loss () of images (B, 3, crop, crop) in [-1, 1]."""
         o = self.options
         with torch.set_grad_enabled(o.train_encoder):
             posterior = self.vae.encode(images).latent_dist
@@ -103,13 +104,13 @@ class Objective(torch.nn.Module):
         if o.latent_noise:
             noise = torch.randn(posterior.mean.shape, generator=generator)
             latents = latents + (strength * noise).to(images.device)
-        made = self.vae.decode(latents).sample.float()
-        error = self.compare(made, images).mean()
+        reconstruction = self.vae.decode(latents).sample.float()
+        loss = self.compare(reconstruction, images).mean()
         if o.lpips_weight:
-            error = error + self.compare.perceptual(made, images).mean()
+            loss = loss + self.compare.perceptual(reconstruction, images).mean()
         if o.train_encoder:
-            error = error + o.kl_weight * posterior.kl().sum() / images.numel()
-        return error
+            loss = loss + o.kl_weight * posterior.kl().sum() / images.numel()
+        return loss
 
 
 @torch.no_grad()

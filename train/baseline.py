@@ -47,6 +47,7 @@ class Regression(torch.nn.Module):
         self.register_buffer("weights", weighted_windows(options.window_weights), persistent=False)
 
     def forward(self, batch: dict, generator: torch.Generator) -> torch.Tensor:
+        """The loss () of a batch of train.pairs."""
         source = batch["hint"] * 2 - 1 if "hint" in batch else batch["input"]
         labels = torch.tensor([direct.LABELS[p] for p in batch["prompt"]], device=source.device)
         prediction = direct.forward(self.unet, source, labels).float()

@@ -165,8 +165,8 @@ def save_half(pipeline, folder: Path, largest_mib: float = 0) -> None:
     kept = {name: part.dtype for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
     state = {name: {k: v.clone() for k, v in getattr(pipeline, name).state_dict().items()} for name in kept}
     pipeline.to(dtype=torch.float16)
-    # A little less than asked, for a file has a header, too.
-    largest = int(0.98 * largest_mib * 2**20) or None
+    header = 2**17  # bytes, and more than any
+    largest = int(largest_mib * 2**20) - header if largest_mib else None
     pipeline.save_pretrained(folder, max_shard_size=largest)
     for name, dtype in kept.items():
         part = getattr(pipeline, name).to(dtype=dtype)

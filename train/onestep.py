@@ -64,6 +64,7 @@ class OneStep(torch.nn.Module):
             part.requires_grad_(options.train_decoder)
 
     def forward(self, batch: dict, generator: torch.Generator) -> torch.Tensor:
+        """The loss () of a batch of train.pairs."""
         o = self.options
         draw = torch.rand(len(batch["prompt"]), generator=generator)
         keep, sharp = draw < o.keep_share, draw > 1 - o.sharp_share
@@ -102,7 +103,7 @@ class OneStep(torch.nn.Module):
         net, vae = self.denoising, self.denoising.vae
         target, count = batch["target"], len(batch["target"])
         source = batch["hint"] * 2 - 1 if "hint" in batch else batch["input"]
-        scale = 2 ** (len(vae.config.block_out_channels) - 1)
+        scale = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels a latent, per side
         side = target.shape[-1] // scale
         zeros = torch.zeros(count, vae.config.latent_channels, side, side, device=target.device)
         latents = net.one_step(batch, net.embed(batch["prompt"]), zeros) / vae.config.scaling_factor
