@@ -2,7 +2,8 @@
 
     python tools/card_pictures.py
 
-Per direction a sheet of axial slices: input, one step, one diffusion sample, truth and error of the one step.
+Per direction a sheet of axial slices: input, Fast, Sharp where the checkpoint knows it, a diffusion sample, truth,
+and the error of Fast.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from mediffuse.directions import modalities
 from mediffuse.image.display import error_map, picture
 from mediffuse.image.intensity import MR_OUTPUT_LIMITS
 from mediffuse.scan import read_scan
-from mediffuse.translate import Settings, Translator
+from mediffuse.translate import SPEEDS, Settings, Translator
 from mediffuse.translate.checkpoints import BUNDLED
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "assets" / "examples"
@@ -33,19 +34,17 @@ def sheet(direction: str, translator: Translator) -> np.ndarray:
     """Rows of slices, RGB uint8."""
     scans = {"CT": read_scan(EXAMPLES / "head_ct.nii.gz", "CT"), "MR": read_scan(EXAMPLES / "head_t1.nii.gz", "MR")}
     source, target = modalities(direction)
-    rows = []
+    rows, known = [], translator.checkpoints.speeds(direction)
     for index in SLICES:
         one = scans[source].slice("axial", index)
         truth = matching_slice(scans[source], one, scans[target])
-        made = translator.translate(one, direction, Settings()).pixels
-        sampled = translator.translate(one, direction, Settings(speed="diffusion")).pixels
+        made = [translator.translate(one, direction, Settings(speed)).pixels for speed in SPEEDS if speed in known]
         views = {"CT": CT_VIEW, "MR": MR_OUTPUT_LIMITS}
         cells = [
             picture(one.pixels, one.limits or CT_VIEW, one.spacing),
-            picture(made, views[target], one.spacing, synthetic=True),
-            picture(sampled, views[target], one.spacing, synthetic=True),
+            *(picture(pixels, views[target], one.spacing, synthetic=True) for pixels in made),
             picture(truth.pixels, truth.limits or CT_VIEW, one.spacing),
-            error_map(compare(made, truth).error, target, one.spacing),
+            error_map(compare(made[0], truth).error, target, one.spacing),
         ]
         if direction == "contour2mr":
             hint = translator.hint(one, translator.checkpoints.thresholds())
