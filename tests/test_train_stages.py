@@ -45,7 +45,7 @@ def config(tmp_path) -> Path:
         config[name] |= {"batch_size": 4, "warmup": 1}
     config["prepare"] = {"size": 64, "plane": ["axial"], "around": 1, "val": 0.5, "test": 0}
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(config))
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
     return path
 
 
@@ -59,7 +59,7 @@ def test_one_command_from_scans_to_the_bundle_goes_on_where_it_was_cut(config, t
     # Its base is missing, so the last stage fails.
     cut = json.loads(json.dumps(options))
     cut["stages"]["contours"]["base"] = str(tmp_path / "none")
-    config.write_text(yaml.safe_dump(cut))
+    config.write_text(yaml.safe_dump(cut, sort_keys=False))
     done = stages("--config", config, "--input", tmp_path / "raw")
     assert done.returncode != 0
     assert "train/onestep.py failed. Started again, this command goes on with it." in done.stderr
@@ -69,7 +69,7 @@ def test_one_command_from_scans_to_the_bundle_goes_on_where_it_was_cut(config, t
 
     # As if the stage before it had been cut, too.
     (runs / "controlnet" / "finished.json").unlink()
-    config.write_text(yaml.safe_dump(options))
+    config.write_text(yaml.safe_dump(options, sort_keys=False))
     done = stages("--config", config)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "pixels has finished in" in done.stdout
