@@ -12,7 +12,7 @@ from mediffuse.dataset import DatasetError, read_pair
 from mediffuse.directions import modalities
 from mediffuse.evaluate.predict import Predict
 from mediffuse.image.intensity import MR_OUTPUT_LIMITS, decode
-from mediffuse.metrics import Scores, body_mask, both, lpips, sharpness, tissues, to_grey
+from mediffuse.metrics import Scores, body_mask, by_both_protocols, lpips, sharpness, tissues, to_grey
 
 
 def body_of(source: np.ndarray, target: np.ndarray, mask: np.ndarray | None, direction: str) -> np.ndarray:
@@ -25,7 +25,7 @@ def body_of(source: np.ndarray, target: np.ndarray, mask: np.ndarray | None, dir
 def score(made: np.ndarray, target: np.ndarray, body: np.ndarray, direction: str) -> tuple[Scores, ...]:
     """Scores of a predicted model image (S, S, 3) by each protocol, in the `body` mask where that has one."""
     output = modalities(direction)[1]
-    return both(decode(target, output), decode(made, output), body, output, MR_OUTPUT_LIMITS)
+    return by_both_protocols(decode(target, output), decode(made, output), body, output, MR_OUTPUT_LIMITS)
 
 
 def details(made: np.ndarray, target: np.ndarray, body: np.ndarray, direction: str) -> dict[str, float]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from mediffuse.directions import modalities, prompt_for
 from mediffuse.image.contours import Thresholds, contour_hint
-from mediffuse.image.intensity import AIR_HU, MR_OUTPUT_LIMITS, clear_air, decode, decode_ct, encode
+from mediffuse.image.intensity import background, clear_air, decode, decode_ct, encode
 from mediffuse.image.letterbox import Letterbox
 from mediffuse.machine import half_precision
 from mediffuse.scan import Slice
@@ -144,7 +144,7 @@ def to_model_image(one: Slice, box: Letterbox) -> np.ndarray:
 
 def to_slice(image: np.ndarray, modality: str, box: Letterbox) -> np.ndarray:
     """A made model image (S, S, 3) as HU or MR (rows, columns) on the slice's grid; air outside `box`."""
-    return box.restore(decode(image, modality), AIR_HU if modality == "CT" else MR_OUTPUT_LIMITS[0])
+    return box.restore(decode(image, modality), background(modality))
 
 
 def generate(

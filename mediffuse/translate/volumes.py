@@ -14,7 +14,7 @@ import numpy as np
 
 from mediffuse.directions import modalities
 from mediffuse.image.contours import Thresholds
-from mediffuse.image.intensity import AIR_HU, MR_OUTPUT_LIMITS
+from mediffuse.image.intensity import background
 from mediffuse.scan import PLANES, Scan, ScanError, Slice
 from mediffuse.scan.resample import resampled, straightened
 from mediffuse.translate.slices import Settings, Translator, to_model_image, to_slice
@@ -107,7 +107,7 @@ def translate_volume(
             done += len(slices)
             if on_slices:
                 on_slices(done, count)
-    fill = AIR_HU if target == "CT" else MR_OUTPUT_LIMITS[0]
+    fill = background(target)
     voxels, deviation = estimates.mean, estimates.deviation()
     air = ~_widened(head, upright.spacing) | (estimates.counts == 0)
     voxels[air] = fill
