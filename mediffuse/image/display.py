@@ -13,7 +13,10 @@ CT_VIEWS = {
     "Bone (W 2500, L 480)": (-770.0, 1730.0),
     "Full range (-1000 to 1000 HU)": (-1000.0, 1000.0),
 }
-"""HU limits of the view presets (W: window width, L: level)."""
+"""HU limits of the view presets by title (W: window width, L: level)."""
+
+BRAIN, SOFT_TISSUE, BONE, FULL_RANGE = CT_VIEWS
+"""Their titles."""
 
 ERROR_SCALE = {"CT": 500.0, "MR": 0.5 * (MR_OUTPUT_LIMITS[1] - MR_OUTPUT_LIMITS[0])}
 """Error, in HU or MR output units, at which the colours of the error map saturate. Fixed, so that

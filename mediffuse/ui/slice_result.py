@@ -17,6 +17,7 @@ from mediffuse.directions import modalities
 from mediffuse.image.display import CT_VIEWS, error_map, picture, uncertainty_map
 from mediffuse.image.intensity import MR_OUTPUT_LIMITS
 from mediffuse.scan import Scan, ScanError, Slice
+from mediffuse.scan.formats import stem_of
 from mediffuse.scan.write import SYNTHETIC_NOTE, mark_synthetic
 from mediffuse.translate import Translation
 from mediffuse.ui.controls import Values, score_table
@@ -95,8 +96,7 @@ class SliceResult:
     def write(self, folder: Path, view: str) -> list[str]:
         """Write the made slice as PNG and, where the input has a place in space, as NIfTI; the paths."""
         scan, source = self.scan(), self.source
-        stem = Path(scan.name.removesuffix(".gz")).stem
-        name = f"{stem}_{source.plane}{source.index:03d}_synthetic_{self.target}"
+        name = f"{stem_of(scan.name) or 'scan'}_{source.plane}{source.index:03d}_synthetic_{self.target}"
         info = PngInfo()
         info.add_text("Description", SYNTHETIC_NOTE)
         png = folder / f"{name}.png"
