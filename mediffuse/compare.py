@@ -107,4 +107,5 @@ def compare_volumes(made: np.ndarray, scan: Scan, truth: Scan) -> VolumeComparis
 
 
 def _size(pixels: np.ndarray) -> str:
+    """Columns x rows, for messages."""
     return f"{pixels.shape[1]} x {pixels.shape[0]}"

@@ -86,7 +86,7 @@ def synthrad_ct(truth: np.ndarray, made: np.ndarray, mask: np.ndarray) -> Scores
     3-pixel border (Thummerer et al., Med. Phys. 2023; the challenge's ImageMetrics, which takes
     volumes and so a 7x7x7 window). Raises ValueError on other shapes or an empty mask.
     """
-    return _synthrad(truth, made, mask, SYNTHRAD_CT_RANGE, "synthrad")
+    return _synthrad(truth, made, mask, SYNTHRAD_CT_RANGE)
 
 
 def synthrad_mr(truth: np.ndarray, made: np.ndarray, mask: np.ndarray) -> Scores:
@@ -100,10 +100,11 @@ def synthrad_mr(truth: np.ndarray, made: np.ndarray, mask: np.ndarray) -> Scores
     if high <= low:
         raise ValueError("The ground truth is constant inside the mask.")
     scaled = [(np.asarray(x, np.float64) - low) / (high - low) for x in (truth, made)]
-    return _synthrad(*scaled, mask, (0.0, 1.0), "synthrad")
+    return _synthrad(*scaled, mask, (0.0, 1.0))
 
 
-def _synthrad(truth, made, mask, limits, protocol) -> Scores:
+def _synthrad(truth: np.ndarray, made: np.ndarray, mask: np.ndarray, limits: tuple[float, float]) -> Scores:
+    """Scores of (H, W) in units of which `limits` are the range, inside the body `mask` (H, W, bool)."""
     _check(truth, made, mask)
     mask = mask.astype(bool)
     inner = (slice(_SSIM_WINDOW // 2, -(_SSIM_WINDOW // 2)),) * 2
@@ -116,7 +117,7 @@ def _synthrad(truth, made, mask, limits, protocol) -> Scores:
     truth, made = (np.where(mask, np.clip(x, low, high) - low, 0) for x in (truth, made))
     _, ssim_map = structural_similarity(truth, made, data_range=high - low, win_size=_SSIM_WINDOW, full=True)
     ssim = float(ssim_map[inner][mask[inner]].mean())
-    return Scores(protocol, _psnr(truth[mask], made[mask], high - low), ssim, mae)
+    return Scores("synthrad", _psnr(truth[mask], made[mask], high - low), ssim, mae)
 
 
 def _psnr(truth, made, data_range) -> float:

@@ -55,6 +55,7 @@ def sheet(direction: str, translator: Translator) -> np.ndarray:
 
 
 def _square(image: np.ndarray) -> np.ndarray:
+    """A picture (H, W, 3) shrunk or enlarged to fit `SIDE` x `SIDE` pixels, black around it."""
     scale = SIDE / max(image.shape[:2])
     small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     out = np.zeros((SIDE, SIDE, 3), np.uint8)

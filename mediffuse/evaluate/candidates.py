@@ -231,6 +231,7 @@ def training_facts(source: str) -> TrainingFacts:
     stages = [*details.get("earlier", ()), *([details["training"]] if "training" in details else [])]
 
     def over_stages(key: str, combine: Callable) -> float | None:
+        """`combine` of what all stages say; None if one does not."""
         values = [s.get(key) for s in stages]
         return combine(values) if values and None not in values else None
 

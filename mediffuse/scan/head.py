@@ -47,6 +47,7 @@ def head_mask(voxels: np.ndarray, spacing: np.ndarray, tissue: float) -> np.ndar
 
 
 def _step(spacing: np.ndarray, mm: float) -> tuple[int, ...]:
+    """Every how many voxels along each axis make about `mm`."""
     return tuple(max(1, round(mm / side)) for side in spacing)
 
 

@@ -203,6 +203,7 @@ class Scan:
         return self._to_native(voxels, self.affine)
 
     def _to_native(self, voxels: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
+        """`voxels` (X, Y, Z) on canonical axes, with their own `affine`, turned to the file's axes."""
         canonical = nib.Nifti1Image(voxels, affine)
         back = nib.orientations.ornt_transform(nib.io_orientation(self.affine), nib.io_orientation(self.native_affine))
         image = canonical.as_reoriented(back)

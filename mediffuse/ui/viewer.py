@@ -74,6 +74,7 @@ def show(elem_id: str) -> str:
 
 
 def describe(layers: list[Layer]) -> str:
+    """The layers as JSON, for `show`."""
     return json.dumps([asdict(layer) for layer in layers])
 
 

@@ -46,7 +46,7 @@ class LayerFile:
 
 
 def anatomy_layer(scan: Scan, voxels: np.ndarray, role: str, modality: str, folder: Path) -> LayerFile:
-    """Write CT or MR voxels for the viewer. role: input, made or truth."""
+    """Write CT or MR voxels (X, Y, Z) for the viewer. role: input, made or truth."""
     if modality == "CT":
         window = CT_VIEWS[BRAIN if role == "input" else SOFT_TISSUE]
     else:
@@ -57,7 +57,7 @@ def anatomy_layer(scan: Scan, voxels: np.ndarray, role: str, modality: str, fold
 
 
 def map_layer(scan: Scan, voxels: np.ndarray, role: str, modality: str, folder: Path) -> LayerFile:
-    """Write a map for the viewer, in the units of CT or MR. role: error or spread."""
+    """Write a map (X, Y, Z) for the viewer, in the units of CT or MR. role: error or spread."""
     title, scale = {
         "error": (error_label(modality), ERROR_SCALE[modality]),
         "spread": (spread_label(modality), UNCERTAINTY_SCALE[modality]),
@@ -71,6 +71,7 @@ def _unit(modality: str) -> str:
 
 
 def _written(scan: Scan, voxels: np.ndarray, layer: Layer, content: str, folder: Path) -> LayerFile:
+    """Write voxels (X, Y, Z) on the scan's canonical grid. content: as `mark_synthetic` takes it."""
     path = folder / f"{layer.role}.nii.gz"
     write_nifti(scan, voxels, content, path)
     return LayerFile(str(path), layer)
