@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mediffuse.image.intensity import MR_OUTPUT_LIMITS
-from mediffuse.metrics import Scores, body_mask, both
+from mediffuse.metrics import Scores, body_mask, by_both_protocols
 from mediffuse.scan import Scan, ScanError, Slice
 
 
@@ -41,7 +41,7 @@ def compare(made: np.ndarray, truth: Slice, ct: Slice | None = None) -> Comparis
         real = truth.pixels
     mask = body_mask(ct.pixels) if ct is not None else np.zeros(made.shape, bool)
     try:
-        scores = both(real, made, mask, truth.modality, MR_OUTPUT_LIMITS)
+        scores = by_both_protocols(real, made, mask, truth.modality, MR_OUTPUT_LIMITS)
     except ValueError as error:
         raise ScanError(f"This slice cannot be compared. {error}") from error
     return Comparison((made - real).astype(np.float32), scores)
@@ -107,4 +107,5 @@ def compare_volumes(made: np.ndarray, scan: Scan, truth: Scan) -> VolumeComparis
 
 
 def _size(pixels: np.ndarray) -> str:
+    """Columns x rows, for messages."""
     return f"{pixels.shape[1]} x {pixels.shape[0]}"

@@ -10,13 +10,11 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from mediffuse.image.intensity import to_uint8, window
+from mediffuse.image.intensity import BONE_HU, TISSUE_HU, to_uint8, window
 
 PAPER_CT_RANGE = (-1000.0, 1000.0)
 SYNTHRAD_CT_RANGE = (-1024.0, 3000.0)
 SYNTHRAD_MR_PERCENTILES = (0.5, 99.5)
-BONE_HU, AIR_SPACE_HU = 300.0, -300.0
-"""Bone is over the first; the sinuses and what surrounds the head are under the second."""
 _SSIM_WINDOW = 7
 _LPIPS_PIXELS = 32
 
@@ -46,8 +44,10 @@ def to_grey(pixels: np.ndarray, modality: str, limits: tuple[float, float] | Non
     return ct_to_grey(pixels) if modality == "CT" else to_uint8(window(pixels, limits))
 
 
-def both(truth: np.ndarray, made: np.ndarray, mask: np.ndarray, modality: str, limits=None) -> tuple[Scores, ...]:
-    """Both protocols on HU or MR (H, W); "synthrad" is left out where the body `mask` is empty.
+def by_both_protocols(
+    truth: np.ndarray, made: np.ndarray, mask: np.ndarray, modality: str, limits=None
+) -> tuple[Scores, ...]:
+    """Scores by both protocols of HU or MR (H, W); "synthrad" is left out where the body `mask` is empty.
 
     `limits` are the MR values that are black and white by protocol "paper".
     """
@@ -86,7 +86,7 @@ def synthrad_ct(truth: np.ndarray, made: np.ndarray, mask: np.ndarray) -> Scores
     3-pixel border (Thummerer et al., Med. Phys. 2023; the challenge's ImageMetrics, which takes
     volumes and so a 7x7x7 window). Raises ValueError on other shapes or an empty mask.
     """
-    return _synthrad(truth, made, mask, SYNTHRAD_CT_RANGE, "synthrad")
+    return _synthrad(truth, made, mask, SYNTHRAD_CT_RANGE)
 
 
 def synthrad_mr(truth: np.ndarray, made: np.ndarray, mask: np.ndarray) -> Scores:
@@ -100,10 +100,11 @@ def synthrad_mr(truth: np.ndarray, made: np.ndarray, mask: np.ndarray) -> Scores
     if high <= low:
         raise ValueError("The ground truth is constant inside the mask.")
     scaled = [(np.asarray(x, np.float64) - low) / (high - low) for x in (truth, made)]
-    return _synthrad(*scaled, mask, (0.0, 1.0), "synthrad")
+    return _synthrad(*scaled, mask, (0.0, 1.0))
 
 
-def _synthrad(truth, made, mask, limits, protocol) -> Scores:
+def _synthrad(truth: np.ndarray, made: np.ndarray, mask: np.ndarray, limits: tuple[float, float]) -> Scores:
+    """Scores of (H, W) in units of which `limits` are the range, inside the body `mask` (H, W, bool)."""
     _check(truth, made, mask)
     mask = mask.astype(bool)
     inner = (slice(_SSIM_WINDOW // 2, -(_SSIM_WINDOW // 2)),) * 2
@@ -116,7 +117,7 @@ def _synthrad(truth, made, mask, limits, protocol) -> Scores:
     truth, made = (np.where(mask, np.clip(x, low, high) - low, 0) for x in (truth, made))
     _, ssim_map = structural_similarity(truth, made, data_range=high - low, win_size=_SSIM_WINDOW, full=True)
     ssim = float(ssim_map[inner][mask[inner]].mean())
-    return Scores(protocol, _psnr(truth[mask], made[mask], high - low), ssim, mae)
+    return Scores("synthrad", _psnr(truth[mask], made[mask], high - low), ssim, mae)
 
 
 def _psnr(truth, made, data_range) -> float:
@@ -167,12 +168,12 @@ def tissues(truth: np.ndarray, made: np.ndarray, mask: np.ndarray) -> dict[str, 
     """How a made CT agrees with the truth, tissue by tissue: HU (H, W), inside the body `mask`.
 
     dice_bone: Dice overlap of what is over `BONE_HU` in each. mae_bone, mae_soft, mae_air: mean absolute
-    error in HU where the truth is bone, between, and under `AIR_SPACE_HU`. NaN where there is none.
+    error in HU where the truth is bone, between, and under `TISSUE_HU`. NaN where there is none.
     """
     _check(truth, made, mask)
     mask = mask.astype(bool)
     bone, made_bone = (mask & (x > BONE_HU) for x in (truth, made))
-    air = mask & (truth < AIR_SPACE_HU)
+    air = mask & (truth < TISSUE_HU)
     error = np.abs(np.asarray(truth, np.float64) - made)
     together = bone.sum() + made_bone.sum()
     return {
@@ -185,13 +186,13 @@ def tissues(truth: np.ndarray, made: np.ndarray, mask: np.ndarray) -> dict[str, 
 
 
 def body_mask(hu: np.ndarray) -> np.ndarray:
-    """Rough body mask of a CT slice: the largest region above -300 HU with its holes filled.
+    """Rough body mask of a CT slice: the largest region above `TISSUE_HU` with its holes filled.
 
     Input HU (H, W), output bool (H, W). For scans that come without the challenge's mask.
     """
     from scipy import ndimage
 
-    labels, count = ndimage.label(ndimage.binary_opening(hu > -300, iterations=2))
+    labels, count = ndimage.label(ndimage.binary_opening(hu > TISSUE_HU, iterations=2))
     if count == 0:
         return np.zeros(hu.shape, bool)
     sizes = np.bincount(labels.ravel())

@@ -43,6 +43,7 @@ def example(count: int) -> Scan:
 
 
 def seconds_per_slice(translator: Translator, count: int, settings: Settings, batch: int | None) -> float:
+    """Mean over the example CT, repeated to `count` slices, to MRI. batch: as in `Passes`."""
     started = time.perf_counter()
     made = translate_volume(translator, example(count), "ct2mr", settings, Passes(batch=batch))
     return (time.perf_counter() - started) / made.slices

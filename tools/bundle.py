@@ -1,6 +1,6 @@
 """Copy finished pipelines into assets/checkpoints/, keeping their model cards and pictures.
 
-python tools/bundle.py runs/pictures/pixels/ip2p runs/pictures/contours/controlnet
+python tools/bundle.py runs/pictures/pixels/ip2p runs/mini_contours/onestep/controlnet
 """
 
 from __future__ import annotations

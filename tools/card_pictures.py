@@ -17,7 +17,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mediffuse.compare import compare, matching_slice
 from mediffuse.directions import modalities
-from mediffuse.image.display import error_map, picture
+from mediffuse.image.display import CT_VIEWS, SOFT_TISSUE, error_map, picture
 from mediffuse.image.intensity import MR_OUTPUT_LIMITS
 from mediffuse.scan import read_scan
 from mediffuse.translate import SPEEDS, Settings, Translator
@@ -26,7 +26,7 @@ from mediffuse.translate.checkpoints import BUNDLED
 EXAMPLES = Path(__file__).resolve().parents[1] / "assets" / "examples"
 SLICES = (2, 6, 10, 14, 18)
 SHEETS = {"ct2mr": "ip2p", "mr2ct": "ip2p", "contour2mr": "controlnet"}
-CT_VIEW = (-160.0, 240.0)
+CT_VIEW = CT_VIEWS[SOFT_TISSUE]
 SIDE = 256
 
 
@@ -36,24 +36,27 @@ def sheet(direction: str, translator: Translator) -> np.ndarray:
     source, target = modalities(direction)
     rows, known = [], translator.checkpoints.speeds(direction)
     for index in SLICES:
-        one = scans[source].slice("axial", index)
-        truth = matching_slice(scans[source], one, scans[target])
-        made = [translator.translate(one, direction, Settings(speed)).pixels for speed in SPEEDS if speed in known]
+        source_slice = scans[source].slice("axial", index)
+        truth = matching_slice(scans[source], source_slice, scans[target])
+        made = [
+            translator.translate(source_slice, direction, Settings(speed)).pixels for speed in SPEEDS if speed in known
+        ]
         views = {"CT": CT_VIEW, "MR": MR_OUTPUT_LIMITS}
         cells = [
-            picture(one.pixels, one.limits or CT_VIEW, one.spacing),
-            *(picture(pixels, views[target], one.spacing, synthetic=True) for pixels in made),
-            picture(truth.pixels, truth.limits or CT_VIEW, one.spacing),
-            error_map(compare(made[0], truth).error, target, one.spacing),
+            picture(source_slice.pixels, source_slice.limits or CT_VIEW, source_slice.spacing),
+            *(picture(pixels, views[target], source_slice.spacing, synthetic=True) for pixels in made),
+            picture(truth.pixels, truth.limits or CT_VIEW, source_slice.spacing),
+            error_map(compare(made[0], truth).error, target, source_slice.spacing),
         ]
         if direction == "contour2mr":
-            hint = translator.hint(one, translator.checkpoints.thresholds())
-            cells[0] = picture(one.letterbox(len(hint)).restore(hint.max(-1)), (0, 255), one.spacing)
+            hint = translator.hint(source_slice, translator.checkpoints.thresholds())
+            cells[0] = picture(source_slice.letterbox(len(hint)).restore(hint.max(-1)), (0, 255), source_slice.spacing)
         rows.append(np.hstack([_square(c) for c in cells]))
     return np.vstack(rows)
 
 
 def _square(image: np.ndarray) -> np.ndarray:
+    """A picture (H, W, 3) shrunk or enlarged to fit `SIDE` x `SIDE` pixels, black around it."""
     scale = SIDE / max(image.shape[:2])
     small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     out = np.zeros((SIDE, SIDE, 3), np.uint8)

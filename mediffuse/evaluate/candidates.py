@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mediffuse.dataset import Row
 from mediffuse.directions import DIRECTIONS
 from mediffuse.evaluate.predict import (
     Predict,
@@ -24,6 +25,7 @@ from mediffuse.evaluate.predict import (
     predictor,
     training_rows_like,
 )
+from mediffuse.evaluate.rows import TrainingFacts
 from mediffuse.evaluate.summary import DIRECT, title_of
 from mediffuse.image.intensity import AIR_HU
 from mediffuse.translate import Settings, checkpoints, direct
@@ -34,8 +36,9 @@ from mediffuse.translate.checkpoints import CheckpointError
 class Model:
     """A model for one direction.
 
-    speed: "fast", "diffusion", or "none" for a baseline without checkpoint. load: gives the
-    predictor, when first needed. identity: changes whenever the predictions might.
+    speed: "fast", "sharp" or "diffusion", or "none" for a baseline without checkpoint. load: gives the
+    predictor, when first needed. identity: changes whenever the predictions might. source: the checkpoint's folder
+    or hub id, empty for a baseline.
     """
 
     name: str
@@ -43,9 +46,9 @@ class Model:
     speed: str
     load: Callable[[], Predict]
     identity: str
-    source: str = ""  # folder or hub id
+    source: str = ""
     settings: Settings = field(default_factory=Settings)
-    facts: dict = field(default_factory=dict)  # columns of the results table
+    facts: TrainingFacts = field(default_factory=TrainingFacts)
 
     @property
     def title(self) -> str:
@@ -53,7 +56,7 @@ class Model:
         return title_of(self.name, self.speed)
 
 
-def baselines(direction: str, data: Path | None, rows: list[dict]) -> list[Model]:
+def baselines(direction: str, data: Path | None, rows: list[Row]) -> list[Model]:
     """The trivial baselines; without training images like `rows` there is no mean image."""
     made = [
         Model("black", direction, "none", lambda: black(direction), f"black {AIR_HU}"),
@@ -123,17 +126,19 @@ class Sources:
                 title = DIRECT if name == folder.name else f"{DIRECT} {name}"
                 made.append(self._model(title, direction, "fast", source, Settings()))
                 continue
-            one = dataclasses.replace(settings, samples=1)
+            single = dataclasses.replace(settings, samples=1)
             if zero_shot:
-                made.append(self._model(f"zero-shot {name}", direction, "diffusion", source, one))
+                made.append(self._model(f"zero-shot {name}", direction, "diffusion", source, single))
                 continue
             known = checkpoints.details(source).get("speeds", checkpoints.UNTOLD_SPEEDS)
             if not set(speeds) & set(known):
                 raise CheckpointError(f"The checkpoint {source} has no variant {', '.join(speeds)}.")
-            made += [self._model(name, direction, s, source, one) for s in speeds if s in known and s != "diffusion"]
+            made += [self._model(name, direction, s, source, single) for s in speeds if s in known and s != "diffusion"]
             for start in starts if "diffusion" in speeds else ():
                 title = name if start == "mean" else f"{name}, from noise"
-                made.append(self._model(title, direction, "diffusion", source, dataclasses.replace(one, start=start)))
+                made.append(
+                    self._model(title, direction, "diffusion", source, dataclasses.replace(single, start=start))
+                )
                 if settings.samples > 1:
                     several = dataclasses.replace(settings, start=start)
                     title += f", mean of {settings.samples}"
@@ -143,10 +148,10 @@ class Sources:
     def sweeps(self, direction: str, settings: Settings, steps: Sequence[int], scales: Sequence[float]) -> list[Model]:
         """Each diffusion checkpoint at other numbers of steps and other guidance scales."""
         changes = [{"steps": n} for n in steps] + [{"guidance": scale} for scale in scales]
-        one = dataclasses.replace(settings, samples=1)
+        single = dataclasses.replace(settings, samples=1)
         return [
-            self._model(model.name, direction, "diffusion", model.source, dataclasses.replace(one, **change))
-            for model in self.models(direction, ["diffusion"], one)
+            self._model(model.name, direction, "diffusion", model.source, dataclasses.replace(single, **change))
+            for model in self.models(direction, ["diffusion"], single)
             if not model.name.startswith((DIRECT, "zero-shot"))
             for change in changes
         ]
@@ -220,23 +225,24 @@ def fingerprint(source: str) -> str:
     return digest.hexdigest()
 
 
-def training_facts(source: str) -> dict:
-    """What a checkpoint's mediffuse.json tells of its training, for the results table; None if unknown."""
+def training_facts(source: str) -> TrainingFacts:
+    """What a checkpoint's mediffuse.json tells of its training; None if unknown."""
     details = checkpoints.details(source)
     stages = [*details.get("earlier", ()), *([details["training"]] if "training" in details else [])]
 
     def over_stages(key: str, combine: Callable) -> float | None:
+        """`combine` of what all stages say; None if one does not."""
         values = [s.get(key) for s in stages]
         return combine(values) if values and None not in values else None
 
-    return {
-        "parameters": _parameters(source),
-        "training_steps": over_stages("steps", sum),
-        "training_seconds": over_stages("seconds", sum),
-        "training_peak_memory_mib": over_stages("peak_memory_mib", max),
-        "training_hardware": stages[-1].get("hardware") if stages else None,
-        "training_data_sha256": stages[-1].get("data_sha256") if stages else None,
-    }
+    return TrainingFacts(
+        parameters=_parameters(source),
+        training_steps=over_stages("steps", sum),
+        training_seconds=over_stages("seconds", sum),
+        training_peak_memory_mib=over_stages("peak_memory_mib", max),
+        training_hardware=stages[-1].get("hardware") if stages else None,
+        training_data_sha256=stages[-1].get("data_sha256") if stages else None,
+    )
 
 
 _WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")

@@ -1,13 +1,11 @@
-"""What the command line asks for, measured."""
+"""What the command line asks for, measured, and as the rows of a report."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import hashlib
 import platform
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,138 +13,95 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from mediffuse.dataset import DatasetError, read_rows, rows_for
+from mediffuse.dataset import read_rows
 from mediffuse.evaluate import fid, summary
-from mediffuse.evaluate.candidates import Model, Sources, baselines, unique_names
-from mediffuse.evaluate.measure import Pairs, Store, check_pairs, measure, registration_of
-from mediffuse.prepare import LEFT_OUT, SPLITS, LayoutError, Plan, prepare
-from mediffuse.translate import Settings, checkpoints
+from mediffuse.evaluate.calibration import CURVES
+from mediffuse.evaluate.candidates import Model
+from mediffuse.evaluate.measure import Pairs, Record, Store, Truths, check_pairs, measure, registration_of
+from mediffuse.evaluate.registration import Registration
+from mediffuse.evaluate.rows import (
+    FlaggedPair,
+    ImageRow,
+    ResultRow,
+    RunSettings,
+    SignedRankTest,
+    SweepRow,
+    UncertaintyRow,
+)
+from mediffuse.evaluate.workload import Workload, check, workload_of
+from mediffuse.translate import checkpoints
 
 
 @dataclass
 class Results:
     """Everything that tables, figures and the report are made of.
 
-    images: a row per image and protocol. rows, tests: see `summary`. sweeps: a dict per checkpoint,
-    direction and setting. uncertainty: a dict per model and direction, curves averaged over images.
-    flagged: pairs that look misregistered. losses: stage, step, loss. truths: pairs by (dataset, split,
-    direction), to read pictures from. warnings: for the user.
+    images: an `ImageRow` per image and protocol. losses: columns stage, step and loss, of training. truths: to read
+    pictures from. pictures: whether those of --data may be shown. warnings: for the user.
     """
 
     images: pd.DataFrame
-    rows: list[dict]
-    tests: list[dict]
-    sweeps: list[dict]
-    uncertainty: list[dict]
-    flagged: list[dict]
+    rows: list[ResultRow]
+    tests: list[SignedRankTest]
+    sweeps: list[SweepRow]
+    uncertainty: list[UncertaintyRow]
+    flagged: list[FlaggedPair]
     losses: pd.DataFrame
-    settings: dict
-    truths: dict[tuple, Pairs]
+    settings: RunSettings
+    truths: Truths
     output: Path
     pictures: bool = True
     warnings: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """A model's records of pairs, in their order. keys: of the records in the store."""
+
+    pairs: Pairs
+    model: Model
+    keys: list[str]
+    store: Store
+
+    @property
+    def records(self) -> list[Record]:
+        return [self.store.get(key) for key in self.keys]
+
+
+_Shifts = dict[tuple[str, str, str, str], Registration]
+"""By dataset, split, direction and the input's file."""
+
+
 def run(args: argparse.Namespace, state) -> Results | None:
-    """Measure; only the main process gets the results.
+    """Measure; only the main process of `state` (accelerate's PartialState) gets the results.
 
     Raises CheckpointError, DatasetError, LayoutError or ValueError with a message for the user.
     """
-    _check(args)
-    settings = Settings(
-        "diffusion",
-        args.steps,
-        args.guidance,
-        image_guidance=args.image_guidance,
-        seed=args.seed,
-        samples=args.samples,
-    )
-    speeds = list(dict.fromkeys(args.speed or ["fast"]))
-    starts = list(dict.fromkeys(args.start or ["mean"]))
-    splits = list(dict.fromkeys(args.split or ["val"]))
-    sources = Sources(args.checkpoint, args.zero_shot)
-    directions = sources.directions(list(dict.fromkeys(args.direction or ())) or None)
-    names = unique_names(list(dict.fromkeys(str(p) for p in (args.data, *args.wild) if p)))
-    prepared, warnings = _prepare_once(args, splits, names, state)
-    data = prepared.get(str(args.data))
-    wild = [str(given) for given in dict.fromkeys(args.wild)]
+    check(args)
+    work = workload_of(args, state)
     store = Store(args.output, state.process_index)
     state.wait_for_everyone()  # before any process writes
-
-    work: list[tuple[Pairs, Model]] = []
-    sweeps: list[tuple[Pairs, Model]] = []
-    truths: dict[tuple, Pairs] = {}
-    for split in splits if data else ():
-        chosen = _chosen(data / split, args)
-        for direction in directions:
-            rows = list(rows_for(chosen, (direction,)))[: args.limit]
-            if not rows:
-                _nothing(data / split, args, direction, chosen)
-                continue
-            pairs = truths[names[str(args.data)], split, direction] = Pairs(
-                names[str(args.data)], split, data / split, rows
-            )
-            # Of the train split only the plain figures are of interest, and it is the largest.
-            asked = dataclasses.replace(settings, samples=1) if split == "train" else settings
-            models = [*baselines(direction, data, rows), *sources.models(direction, speeds, asked, starts)]
-            work += [(pairs, model) for model in models]
-            if args.sweep and "diffusion" in speeds and split != "train":
-                few = dataclasses.replace(pairs, rows=rows[: args.sweep])
-                some = sources.sweeps(direction, settings, args.sweep_steps, args.sweep_guidance)
-                sweeps += [(few, model) for model in some]
-    for given in wild:
-        folder = prepared[given]
-        available = read_rows(folder / "wild")
-        for direction in directions:
-            rows = list(rows_for(available, (direction,)))[: args.limit]
-            if rows:
-                pairs = Pairs(names[given], "wild", folder / "wild", rows)
-                truths[names[given], "wild", direction] = pairs
-                models = [*baselines(direction, data, rows), *sources.models(direction, speeds, settings, starts)]
-                work += [(pairs, model) for model in models]
-    if not work:
-        raise DatasetError(f"There are no pairs for {', '.join(directions)} in what was given.")
-    check_pairs(truths.values())
-
-    measured = [(pairs, model, measure(model, pairs, store, state)) for pairs, model in work]
-    swept = [(pairs, model, measure(model, pairs, store, state)) for pairs, model in sweeps]
+    check_pairs(work.truths.values())
+    measured = [_Measured(pairs, model, measure(model, pairs, store, state), store) for pairs, model in work.models]
+    swept = [_Measured(pairs, model, measure(model, pairs, store, state), store) for pairs, model in work.sweeps]
     state.wait_for_everyone()
     if not state.is_main_process:
         return None
     store.read()
+    return _results(args, work, measured, swept, store)
 
-    checked = [(key, pairs, row) for key, pairs in truths.items() for row in pairs.rows]
-    shifts = {
-        (key, row["input_image_file_name"]): registration_of(pairs, row, store)
-        for key, pairs, row in tqdm(checked, desc="registration of the pairs")
-    }
-    images = pd.DataFrame([r for m in measured for r in _image_rows(*m, store, shifts)])
-    facts = {(p.dataset, p.split, m.direction, m.name, m.speed): (m, keys) for p, m, keys in measured}
-    rows = []
-    for row in summary.summarise(images):
-        model, keys = facts[tuple(row[k] for k in summary.GROUP[:-1])]
-        peaks = [store.get(key)["peak_memory_mib"] for key in keys]
-        group = images[np.logical_and.reduce([images[k] == row[k] for k in summary.GROUP])]
-        row["n_flagged"] = int(group["flagged"].sum())
-        row |= {"peak_memory_mib": max(peaks), **model.facts}
-        sampled = row["speed"] == "diffusion"
-        row |= {
-            k: getattr(model.settings, k) if sampled else None
-            for k in ("steps", "start", "guidance", "samples", "seed")
-        }
-        rows.append(row)
+
+def _results(
+    args: argparse.Namespace, work: Workload, measured: list[_Measured], swept: list[_Measured], store: Store
+) -> Results:
+    """What was measured, as rows."""
+    shifts = _shifts(work.truths, store)
+    images = pd.DataFrame([row for each in measured for row in _image_rows(each, shifts)])
+    rows = _result_rows(images, measured)
     if args.fid:
-        fid.add_fid(rows, images, truths, args.output, args.fid)
-    flagged = {}
-    for key, pairs, row in checked:
-        found = shifts[key, row["input_image_file_name"]]
-        if found["flagged"]:
-            # Once for both directions.
-            files = frozenset((row["input_image_file_name"], row["edited_image_file_name"]))
-            facts = {"dataset": pairs.dataset, "split": pairs.split, "image": row["input_image_file_name"]}
-            flagged.setdefault((*key[:2], files), {**facts, **found})
-    flagged = list(flagged.values())
-    warnings += [
+        fid.add_fid(rows, images, work.truths, args.output, args.fid)
+    flagged = _flagged(work.truths, shifts)
+    misregistered = [
         f"{f['dataset']} {f['split']} {f['image']}: the pair looks misregistered, by {f['shift_pixels']:.1f} pixels"
         for f in flagged
     ]
@@ -154,114 +109,33 @@ def run(args: argparse.Namespace, state) -> Results | None:
         images=images,
         rows=rows,
         tests=summary.compare(images),
-        sweeps=[_sweep_row(*s, store) for s in swept],
-        uncertainty=_uncertainty(measured, store),
+        sweeps=[_sweep_row(each) for each in swept],
+        uncertainty=_uncertainty_rows(measured),
         flagged=flagged,
-        losses=_losses([m for _, m, _ in measured]),
-        settings={**_settings(args), "unseen": _unseen(data, splits, rows) if data else None},
-        truths=truths,
+        losses=_losses([each.model for each in measured]),
+        settings=_settings(args, _unseen(work.data, work.splits, rows) if work.data else None),
+        truths=work.truths,
         output=args.output,
         pictures=not args.no_pictures,
-        warnings=warnings,
+        warnings=[*work.warnings, *misregistered],
     )
 
 
-def _check(args: argparse.Namespace) -> None:
-    """Raise DatasetError for options that contradict each other, before any work."""
-    if not args.data and not args.wild:
-        raise DatasetError("Give --data, or --wild for pairs from elsewhere.")
-    if (args.samples > 1 or args.sweep) and "diffusion" not in (args.speed or ()):
-        raise DatasetError("--samples and --sweep are of diffusion: add --speed diffusion.")
-    output = args.output.resolve()
-    for folder in (p.resolve() for p in (args.data, *args.wild) if p):
-        if output == folder or folder in output.parents or output in folder.parents:
-            raise DatasetError(f"--output {args.output} and {folder} must not lie in each other.")
-    if args.fid:
-        fid.check(args.fid)
-    args.output.mkdir(parents=True, exist_ok=True)
+def _shifts(truths: Truths, store: Store) -> _Shifts:
+    """Whether the two images of each pair show the same place."""
+    todo = [(key, pairs, row) for key, pairs in truths.items() for row in pairs.rows]
+    return {
+        (*key, row["input_image_file_name"]): registration_of(pairs, row, store)
+        for key, pairs, row in tqdm(todo, desc="registration of the pairs")
+    }
 
 
-def _prepare_once(args: argparse.Namespace, splits: list[str], names: dict, state) -> tuple[dict[str, Path], list[str]]:
-    """Folders of prepared datasets by what was given, and what was left out of them. One process
-    prepares; all raise what it raises."""
-    from accelerate.utils import broadcast_object_list
-
-    outcome: list = [None]
-    if state.is_main_process:
-        try:
-            found, warnings = {}, []
-            for given, name in names.items():
-                wild = given != str(args.data)
-                found[given], left_out = _prepared(Path(given), name, args, None if wild else splits)
-                warnings += left_out
-            outcome = [(found, warnings)]
-        except (DatasetError, LayoutError, OSError) as error:
-            outcome = [DatasetError(str(error))]
-    if state.num_processes > 1:
-        broadcast_object_list(outcome)
-    if isinstance(outcome[0], DatasetError):
-        raise outcome[0]
-    return outcome[0]
-
-
-def _prepared(given: Path, name: str, args: argparse.Namespace, splits: list[str] | None) -> tuple[Path, list[str]]:
-    """A prepared dataset: `given`, or made from it in the output folder; and what was left out of it.
-
-    `splits` are those asked for, None for pairs from elsewhere.
-    """
-    wild = splits is None
-    if any(given.glob("*/metadata.jsonl")):
-        if wild:
-            raise DatasetError(f"{given} is a prepared dataset: give it by --data, and --wild the pairs as they came.")
-        return given, []
-    output = args.output / "prepared" / ("wild" if wild else "data") / name
-    # Prepared anew each time: what was given may have changed, and it takes seconds.
-    shutil.rmtree(output, ignore_errors=True)
-    # Where the folder does not split its patients, all are measured.
-    split = "wild" if wild else None if any((given / s).is_dir() for s in SPLITS) else splits[0]
-    made = prepare([given], output, Plan((args.plane,), args.around, contrast=args.contrast, split=split))
-    if not set(made) - {"unpaired"}:
-        raise DatasetError(f"{given} holds no pairs of CT and MRI.")
-    left_out = output / LEFT_OUT
-    lines = left_out.read_text(encoding="utf-8").splitlines() if left_out.is_file() else []
-    return output, [f"{line}: left out" for line in lines]
-
-
-def _unseen(data: Path, splits: list[str], rows: list[dict]) -> bool | None:
-    """Whether the checkpoints saw none of the measured patients in training; None if that is not known."""
-    train = data / "train" / "metadata.jsonl"
-    own = [r for r in rows if r["split"] != "wild" and r["speed"] != "none"]
-    if not train.is_file() or not own:
-        return None
-    digest = hashlib.sha256(train.read_bytes()).hexdigest()
-    if any(r.get("training_data_sha256") != digest for r in own):
-        return None
-    seen = {r.get("patient") for r in read_rows(train.parent)}
-    return not any(r.get("patient") in seen for split in splits if split != "train" for r in read_rows(data / split))
-
-
-def _chosen(folder: Path, args: argparse.Namespace) -> list[dict]:
-    """A split's rows of the plane, source and contrast that were asked for."""
-    available = read_rows(folder)
-    if any("direction" not in r or "plane" not in r for r in available):
-        raise DatasetError(f"{folder} holds no pairs that train/prepare.py wrote.")
-    rows = [r for r in available if r["plane"] == args.plane and args.source in (None, r["source"])]
-    wanted = args.contrast or ("T1" if any(r["contrast"] == "T1" for r in rows) else "T2")
-    return [r for r in rows if r["contrast"] == wanted]
-
-
-def _nothing(folder: Path, args: argparse.Namespace, direction: str, chosen: list[dict]) -> None:
-    """Raise DatasetError for a direction without pairs, unless others have some and it was not asked for."""
-    if not chosen or args.direction:
-        words = (args.plane, args.contrast, "pairs", f"of source {args.source}" if args.source else None)
-        raise DatasetError(f"{folder} has no {' '.join(filter(None, words))} for {direction}.")
-
-
-def _image_rows(pairs: Pairs, model: Model, keys: list[str], store: Store, shifts: dict) -> list[dict]:
+def _image_rows(measured: _Measured, shifts: _Shifts) -> list[ImageRow]:
+    """A row per image and protocol."""
+    pairs, model = measured.pairs, measured.model
     made = []
-    for key, row in zip(keys, pairs.rows, strict=True):
-        record = store.get(key)
-        shift = shifts[(pairs.dataset, pairs.split, model.direction), row["input_image_file_name"]]
+    for record, row in zip(measured.records, pairs.rows, strict=True):
+        shift = shifts[pairs.dataset, pairs.split, model.direction, row["input_image_file_name"]]
         facts = {
             "dataset": pairs.dataset,
             "split": pairs.split,
@@ -278,41 +152,103 @@ def _image_rows(pairs: Pairs, model: Model, keys: list[str], store: Store, shift
             "flagged": shift["flagged"],
             "picture": record["picture"],
         }
-        made += [{**facts, **record["details"], **scores} for scores in record["scores"]]
+        made += [ImageRow(**facts, **record["details"], **scores) for scores in record["scores"]]
     return made
 
 
-def _sweep_row(pairs: Pairs, model: Model, keys: list[str], store: Store) -> dict:
-    records = [store.get(key) for key in keys]
+def _result_rows(images: pd.DataFrame, measured: list[_Measured]) -> list[ResultRow]:
+    """A row per model, speed, direction, split and protocol: `summary.summarise`'s, and what is known of the model."""
+    by_model = {(m.pairs.dataset, m.pairs.split, m.model.direction, m.model.name, m.model.speed): m for m in measured}
+    rows = []
+    for row in summary.summarise(images):
+        found = by_model[tuple(row[k] for k in summary.GROUP[:-1])]
+        settings = found.model.settings
+        sampled = row["speed"] == "diffusion"
+        group = images[np.logical_and.reduce([images[k] == row[k] for k in summary.GROUP])]
+        rows.append(
+            {
+                **row,
+                "n_flagged": int(group["flagged"].sum()),
+                "peak_memory_mib": max(record["peak_memory_mib"] for record in found.records),
+                **found.model.facts,
+                "steps": settings.steps if sampled else None,
+                "start": settings.start if sampled else None,
+                "guidance": settings.guidance if sampled else None,
+                "samples": settings.samples if sampled else None,
+                "seed": settings.seed if sampled else None,
+            }
+        )
+    return rows
+
+
+def _flagged(truths: Truths, shifts: _Shifts) -> list[FlaggedPair]:
+    """The pairs that look misregistered, each once for all directions."""
+    flagged: dict[tuple, FlaggedPair] = {}
+    for (dataset, split, direction), pairs in truths.items():
+        for row in pairs.rows:
+            image = row["input_image_file_name"]
+            found = shifts[dataset, split, direction, image]
+            if found["flagged"]:
+                files = frozenset((image, row["edited_image_file_name"]))
+                pair = FlaggedPair(dataset=dataset, split=split, image=image, **found)
+                flagged.setdefault((dataset, split, files), pair)
+    return list(flagged.values())
+
+
+def _sweep_row(swept: _Measured) -> SweepRow:
+    records = swept.records
     scores = [s for r in records for s in r["scores"] if s["protocol"] == "paper"]
-    return {
-        "dataset": pairs.dataset,
-        "split": pairs.split,
-        "direction": model.direction,
-        "model": model.name,
-        "steps": model.settings.steps,
-        "guidance": model.settings.guidance,
-        "n_images": len(records),
-        "psnr": float(np.mean([s["psnr"] for s in scores])),
-        "ssim": float(np.mean([s["ssim"] for s in scores])),
-        "seconds_per_image": float(np.mean([r["seconds"] for r in records])),
-    }
+    return SweepRow(
+        dataset=swept.pairs.dataset,
+        split=swept.pairs.split,
+        direction=swept.model.direction,
+        model=swept.model.name,
+        steps=swept.model.settings.steps,
+        guidance=swept.model.settings.guidance,
+        n_images=len(records),
+        psnr=float(np.mean([s["psnr"] for s in scores])),
+        ssim=float(np.mean([s["ssim"] for s in scores])),
+        seconds_per_image=float(np.mean([r["seconds"] for r in records])),
+    )
 
 
-def _uncertainty(measured: list[tuple], store: Store) -> list[dict]:
+def _uncertainty_rows(measured: list[_Measured]) -> list[UncertaintyRow]:
+    """A row per model that drew several samples."""
     made = []
-    for pairs, model, keys in measured:
-        found = [store.get(key).get("calibration") for key in keys]
-        found = [f for f in found if f]
+    for each in measured:
+        found = [record["calibration"] for record in each.records if record.get("calibration")]
         if not found:
             continue
         ranks = [f["spearman"] for f in found if f["spearman"] is not None]
-        curves = {k: np.mean([f[k] for f in found], axis=0).tolist() for k in found[0] if k != "spearman"}
-        facts = {"dataset": pairs.dataset, "split": pairs.split, "direction": model.direction, "model": model.name}
-        mean = float(np.mean(ranks)) if ranks else None
-        spread = float(np.std(ranks, ddof=1)) if len(ranks) > 1 else None
-        made.append({**facts, "n_images": len(found), "spearman": mean, "spearman_std": spread, **curves})
+        made.append(
+            UncertaintyRow(
+                dataset=each.pairs.dataset,
+                split=each.pairs.split,
+                direction=each.model.direction,
+                model=each.model.name,
+                n_images=len(found),
+                spearman=float(np.mean(ranks)) if ranks else None,
+                spearman_std=float(np.std(ranks, ddof=1)) if len(ranks) > 1 else None,
+                **{curve: np.mean([f[curve] for f in found], axis=0).tolist() for curve in CURVES},
+            )
+        )
     return made
+
+
+def _unseen(data: Path, splits: list[str], rows: list[ResultRow]) -> bool | None:
+    """Whether the checkpoints saw none of the measured patients in training; None if that is not known."""
+    train = data / "train" / "metadata.jsonl"
+    own = [r for r in rows if r["split"] != "wild" and r["speed"] != "none"]
+    if not train.is_file() or not own:
+        return None
+    digest = hashlib.sha256(train.read_bytes()).hexdigest()
+    if any(r.get("training_data_sha256") != digest for r in own):
+        return None
+    seen = {r.get("patient") for r in read_rows(train.parent)}
+    return not any(r.get("patient") in seen for split in splits if split != "train" for r in read_rows(data / split))
+
+
+_LOSS_COLUMNS = ["stage", "step", "loss"]
 
 
 def _losses(models: list[Model]) -> pd.DataFrame:
@@ -322,31 +258,31 @@ def _losses(models: list[Model]) -> pd.DataFrame:
         path = checkpoints.find_file(source, checkpoints.LOSSES)
         if path:
             with contextlib.suppress(KeyError, OSError, ValueError):  # another program's training.csv
-                frames.append(pd.read_csv(path)[["stage", "step", "loss"]])
-    columns = ["stage", "step", "loss"]
-    return pd.concat(frames).drop_duplicates() if frames else pd.DataFrame(columns=columns)
+                frames.append(pd.read_csv(path)[_LOSS_COLUMNS])
+    return pd.concat(frames).drop_duplicates() if frames else pd.DataFrame(columns=_LOSS_COLUMNS)
 
 
-def _settings(args: argparse.Namespace) -> dict:
+def _settings(args: argparse.Namespace, unseen: bool | None) -> RunSettings:
     import diffusers
     import torch
 
     cuda = torch.cuda.is_available()
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "diffusers": diffusers.__version__}
-    asked = (
-        "steps",
-        "guidance",
-        "image_guidance",
-        "seed",
-        "samples",
-        "plane",
-        "contrast",
-        "source",
-        "limit",
-        "command",
+    return RunSettings(
+        steps=args.steps,
+        guidance=args.guidance,
+        image_guidance=args.image_guidance,
+        seed=args.seed,
+        samples=args.samples,
+        plane=args.plane,
+        contrast=args.contrast,
+        source=args.source,
+        limit=args.limit,
+        command=args.command,
+        hardware=torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} CPU cores",
+        versions={
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+        },
+        unseen=unseen,
     )
-    return {
-        **{name: getattr(args, name) for name in asked},
-        "hardware": torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} CPU cores",
-        "versions": versions,
-    }

@@ -5,6 +5,7 @@ Needs torchmetrics, torchvision and torch-fidelity beside requirements.txt.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from mediffuse.dataset import DatasetError
-from mediffuse.evaluate.measure import Pairs, picture_pair
+from mediffuse.evaluate.measure import Truths, picture_pair
+from mediffuse.evaluate.rows import ResultRow
 
 
 def check(weights: Path) -> None:
@@ -28,7 +30,7 @@ def check(weights: Path) -> None:
         ) from error
 
 
-def add_fid(rows: list[dict], images: pd.DataFrame, truths: dict[tuple, Pairs], output: Path, weights: Path) -> None:
+def add_fid(rows: list[ResultRow], images: pd.DataFrame, truths: Truths, output: Path, weights: Path) -> None:
     """A field `fid` (Heusel et al., arXiv 1706.08500) in the rows of protocol "paper". Of few images it
     is biased upwards: compare it at equal `n_images` only."""
     from torchmetrics.image.fid import FrechetInceptionDistance
@@ -47,7 +49,8 @@ def add_fid(rows: list[dict], images: pd.DataFrame, truths: dict[tuple, Pairs], 
         row["fid"] = float(metric.compute())
 
 
-def _with_truths(images: pd.DataFrame, truths: dict[tuple, Pairs]):
+def _with_truths(images: pd.DataFrame, truths: Truths) -> Iterator[tuple]:
+    """(row of `images` as a named tuple, its truth as 8-bit grey (S, S))"""
     pairs = {
         (*key, row["input_image_file_name"]): picture_pair(part, row)
         for key, part in truths.items()
@@ -58,6 +61,7 @@ def _with_truths(images: pd.DataFrame, truths: dict[tuple, Pairs]):
 
 
 def _rgb(grey: np.ndarray):
+    """Grey (S, S) as a tensor (3, S, S)."""
     import torch
 
     return torch.from_numpy(np.repeat(grey[None], 3, axis=0))

@@ -60,6 +60,7 @@ def _subplots(*args, **kwargs):
 
 
 def _panels(images: pd.DataFrame) -> list[str]:
+    """The directions that there are images of, in the order of tables."""
     return [d for d in DIRECTION_TITLES if (images["direction"] == d).any()]
 
 
@@ -146,25 +147,25 @@ def uncertainty(results: Results, dataset: str, split: str) -> Figure | None:
     if not found:
         return None
     figure, axes = _subplots(2, len(found), figsize=(3.7 * len(found), 6.2))
-    for (top, bottom), one in zip(axes.T, found, strict=True):
-        unit = "HU" if modalities(one["direction"])[1] == "CT" else "grey levels"
-        rank = "undefined" if one["spearman"] is None else f"{one['spearman']:.2f}"
-        end = max(*one["deviation"], *one["error"])
+    for (top, bottom), row in zip(axes.T, found, strict=True):
+        unit = "HU" if modalities(row["direction"])[1] == "CT" else "grey levels"
+        rank = "undefined" if row["spearman"] is None else f"{row['spearman']:.2f}"
+        end = max(*row["deviation"], *row["error"])
         top.plot([0, end], [0, end], color="0.7", linestyle=":", label="error = deviation")
-        top.plot(one["deviation"], one["error"], marker="o", markersize=4, label=title_of(one["model"]))
+        top.plot(row["deviation"], row["error"], marker="o", markersize=4, label=title_of(row["model"]))
         top.set(xlabel=f"Deviation of samples ({unit})", ylabel=f"Mean absolute error ({unit})")
-        top.set_title(f"{DIRECTION_TITLES[one['direction']]}\nSpearman {rank}")
+        top.set_title(f"{DIRECTION_TITLES[row['direction']]}\nSpearman {rank}")
         top.legend()
-        bottom.plot(FRACTIONS, one["sparsified"], label="most uncertain first")
-        bottom.plot(FRACTIONS, one["oracle"], linestyle="--", color="0.5", label="largest error first (oracle)")
-        bottom.axhline(one["sparsified"][0], color="0.8", linestyle=":", label="at random")
+        bottom.plot(FRACTIONS, row["sparsified"], label="most uncertain first")
+        bottom.plot(FRACTIONS, row["oracle"], linestyle="--", color="0.5", label="largest error first (oracle)")
+        bottom.axhline(row["sparsified"][0], color="0.8", linestyle=":", label="at random")
         bottom.set(xlabel="Share of pixels removed", ylabel=f"Error of the rest ({unit})", ylim=(0, None))
         bottom.legend()
     return figure
 
 
-def _shown(results: Results, row) -> dict[str, np.ndarray]:
-    """Input, output and truth of an image row as 8-bit grey, and the error map."""
+def _pictures(results: Results, row) -> dict[str, np.ndarray]:
+    """Of an `ImageRow` as a named tuple: input, made and truth, 8-bit grey (S, S), and the error map, RGB (H, W, 3)."""
     pairs = results.truths[row.dataset, row.split, row.direction]
     source = next(r for r in pairs.rows if r["input_image_file_name"] == row.image)
     given, truth = picture_pair(pairs, source)
@@ -180,6 +181,7 @@ def _shown(results: Results, row) -> dict[str, np.ndarray]:
 
 
 def _paint(axis, image: np.ndarray, title: str = "", label: str = "") -> None:
+    """Draw an 8-bit picture, grey (H, W) or RGB (H, W, 3)."""
     axis.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="antialiased")
     axis.set_xticks([])
     axis.set_yticks([])
@@ -212,10 +214,10 @@ def sheet(results: Results, dataset: str, split: str, direction: str, model: str
     figure, axes = _subplots(len(places), 4, figsize=(8.8, 2.1 * len(places) + 0.3))
     for number, (line, (rank, place)) in enumerate(zip(axes, places.items(), strict=True)):
         row = next(chosen.iloc[[place]].itertuples())
-        shown = _shown(results, row)
+        pictures = _pictures(results, row)
         for axis, (key, title) in zip(line, names, strict=True):
             label = f"{rank}\n{row.psnr:.2f} dB\nSSIM {row.ssim:.3f}" if key == "input" else ""
-            _paint(axis, shown[key], title if number == 0 else "", label)
+            _paint(axis, pictures[key], title if number == 0 else "", label)
     return figure
 
 
@@ -243,10 +245,10 @@ def grid(results: Results, dataset: str, split: str, count: int = 3) -> Figure |
             if not rows:
                 axis.axis("off")
                 continue
-            shown = _shown(results, rows[0])
+            pictures = _pictures(results, rows[0])
             title = title_of(model, speed).replace(", ", "\n")
-            _paint(axis, shown["made"], title if first else "")
+            _paint(axis, pictures["made"], title if first else "")
             axis.set_xlabel(f"{rows[0].psnr:.1f} dB", fontsize=7.5)
-            _paint(line[0], shown["input"], "CT" if first else "")
-            _paint(line[-1], shown["truth"], "Truth" if first else "")
+            _paint(line[0], pictures["input"], "CT" if first else "")
+            _paint(line[-1], pictures["truth"], "Truth" if first else "")
     return figure

@@ -9,17 +9,19 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
 from mediffuse import machine
-from mediffuse.dataset import DatasetError, read_pair
+from mediffuse.dataset import DatasetError, Row, read_pair
 from mediffuse.directions import modalities
-from mediffuse.evaluate.calibration import calibration
+from mediffuse.evaluate.calibration import Calibration, calibration
 from mediffuse.evaluate.candidates import Model
-from mediffuse.evaluate.registration import misregistration
+from mediffuse.evaluate.registration import Registration, misregistration
+from mediffuse.evaluate.rows import Details, ProtocolScores
 from mediffuse.evaluate.score import body_of, checked_score, details, grey
 from mediffuse.image.intensity import decode
 
@@ -32,9 +34,9 @@ class Pairs:
     dataset: str
     split: str
     folder: Path
-    rows: list[dict]
+    rows: list[Row]
 
-    def identity(self, row: dict) -> str:
+    def identity(self, row: Row) -> str:
         """Hash of a row and its images."""
         digest = hashlib.sha256(json.dumps(row, sort_keys=True).encode())
         for kind in ("input", "edited", "mask"):
@@ -45,8 +47,27 @@ class Pairs:
         return digest.hexdigest()
 
 
+Truths = dict[tuple[str, str, str], Pairs]
+"""Pairs by dataset, split and direction."""
+
+
+class Record(TypedDict):
+    """What is remembered of a model's prediction of one image.
+
+    seconds: of the prediction alone. peak_memory_mib: of the process, since the model was loaded. scores: by each
+    protocol. picture: path of the 8-bit prediction in the output folder. calibration: where several samples were drawn.
+    """
+
+    seconds: float
+    peak_memory_mib: float
+    scores: list[ProtocolScores]
+    details: Details
+    picture: str
+    calibration: NotRequired[Calibration]
+
+
 class Store:
-    """Measurements by key, kept in the output folder as they come: one file per process.
+    """Records and registrations by key, kept in the output folder as they come: one file per process.
 
     So a run that was stopped goes on where it was, and processes on several GPUs fill one folder.
     """
@@ -55,7 +76,7 @@ class Store:
         self.output, self.file = output, output / f"measured-{process}.jsonl"
         self.pictures = output / "pictures"
         self.pictures.mkdir(parents=True, exist_ok=True)
-        self.records: dict[str, dict] = {}
+        self.records: dict[str, Record | Registration] = {}
         if self.file.is_file() and not self.file.read_text(encoding="utf-8").endswith("\n"):
             with self.file.open("a", encoding="utf-8") as file:
                 file.write("\n")  # else the next record would be lost with the one that was cut short
@@ -71,14 +92,15 @@ class Store:
                     continue  # cut short when the run was stopped
                 self.records[record.pop("key")] = record
 
-    def get(self, key: str) -> dict | None:
+    def get(self, key: str) -> Record | Registration | None:
         """The record of a key, if it is there with its picture."""
         record = self.records.get(key)
         if record and "picture" in record and not (self.output / record["picture"]).is_file():
             return None
         return record
 
-    def add(self, key: str, record: dict) -> None:
+    def add(self, key: str, record: Record | Registration) -> None:
+        """Remember a record, and write it to the file at once."""
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"key": key, **record}) + "\n")
         self.records[key] = record
@@ -91,10 +113,11 @@ class Store:
 
 
 def key_of(*parts: str) -> str:
+    """Hash of what a measurement depends on: `parts`, and the program itself."""
     return hashlib.sha256("\n".join((*parts, _program())).encode()).hexdigest()
 
 
-_PRESENTATION = {"__main__", "experiment", "figures", "fid", "report", "summary"}
+_PRESENTATION = {"__main__", "experiment", "figures", "fid", "report", "rows", "summary", "workload"}
 """Modules that only choose what is measured, or show it."""
 
 
@@ -135,7 +158,7 @@ def measure(model: Model, pairs: Pairs, store: Store, state) -> list[str]:
     return keys
 
 
-def _measure_one(model: Model, predict, folder: Path, row: dict, key: str, store: Store) -> dict:
+def _measure_one(model: Model, predict, folder: Path, row: Row, key: str, store: Store) -> Record:
     source, target, mask = read_pair(folder, row)
     started = time.perf_counter()
     made = predict(source, row)
@@ -143,22 +166,22 @@ def _measure_one(model: Model, predict, folder: Path, row: dict, key: str, store
     mean = made.mean(axis=0)
     scores = checked_score(folder, row, mean, source, target, mask)
     body = body_of(source, target, mask, model.direction)
-    record = {
-        "seconds": seconds,
-        "peak_memory_mib": machine.peak_mib(),
-        "scores": [s.as_dict() for s in scores],
-        "details": details(mean, target, body, model.direction),
-        "picture": store.picture(key, grey(mean, modalities(model.direction)[1])),
-    }
+    output = modalities(model.direction)[1]
+    record = Record(
+        seconds=seconds,
+        peak_memory_mib=machine.peak_mib(),
+        scores=[s.as_dict() for s in scores],
+        details=details(mean, target, body, model.direction),
+        picture=store.picture(key, grey(mean, output)),
+    )
     if len(made) > 1:
-        output = modalities(model.direction)[1]
         units = np.stack([decode(image, output) for image in made])
         if body.any():
             record["calibration"] = calibration(units, decode(target, output), body)
     return record
 
 
-def registration_of(pairs: Pairs, row: dict, store: Store) -> dict:
+def registration_of(pairs: Pairs, row: Row, store: Store) -> Registration:
     """`misregistration` of a row's pair, CT fixed; remembered, and the same for each direction."""
     source, target, mask = read_pair(pairs.folder, row)
     body = body_of(source, target, mask, row["direction"])
@@ -171,7 +194,7 @@ def registration_of(pairs: Pairs, row: dict, store: Store) -> dict:
     return found
 
 
-def picture_pair(pairs: Pairs, row: dict) -> tuple[np.ndarray, np.ndarray]:
+def picture_pair(pairs: Pairs, row: Row) -> tuple[np.ndarray, np.ndarray]:
     """(input, truth) of a row as 8-bit grey (S, S)."""
     source, target, _ = read_pair(pairs.folder, row)
     names = modalities(row["direction"])

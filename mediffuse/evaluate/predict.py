@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mediffuse.dataset import read_pair, read_rows, rows_for
+from mediffuse.dataset import Row, read_pair, read_rows, rows_for
 from mediffuse.directions import modalities, prompt_for
 from mediffuse.image.contours import Thresholds, contour_hint
 from mediffuse.image.intensity import MR_OUTPUT_LIMITS, clear_air, decode, decode_ct, encode
@@ -18,7 +18,7 @@ from mediffuse.translate import Settings, direct, generate
 from mediffuse.translate.checkpoints import Checkpoint
 from mediffuse.translate.slices import with_mirror
 
-Predict = Callable[[np.ndarray, dict], np.ndarray]
+Predict = Callable[[np.ndarray, Row], np.ndarray]
 """(input model image (S, S, 3), row) -> predicted model images (N, S, S, 3), N samples."""
 
 
@@ -28,7 +28,7 @@ def predictor(
     """A checkpoint as a `Predict`, by the function that the app runs; images of another size are
     resized to the checkpoint's and back."""
 
-    def predict(source: np.ndarray, row: dict) -> np.ndarray:
+    def predict(source: np.ndarray, row: Row) -> np.ndarray:
         asked = dataclasses.replace(settings, contrast=row["contrast"])
         made = generate(
             checkpoint, direction, resize(source, (checkpoint.size, checkpoint.size))[None], asked, thresholds
@@ -41,7 +41,7 @@ def predictor(
 def direct_predictor(model, direction: str, mirror: bool = True) -> Predict:
     """A direct U-Net (mediffuse.translate.direct) as a `Predict`; `mirror` as in `Settings`."""
 
-    def predict(source: np.ndarray, row: dict) -> np.ndarray:
+    def predict(source: np.ndarray, row: Row) -> np.ndarray:
         size = model.config.sample_size * direct.patch(model)
         image = resize(source, (size, size))
         if direction == "contour2mr":
@@ -66,18 +66,18 @@ def copied(direction: str) -> Predict:
     """The input's grey picture (protocol "paper"; of contours, the edges) taken as the output."""
     source_modality, target_modality = modalities(direction)
 
-    def predict(source: np.ndarray, row: dict) -> np.ndarray:
+    def predict(source: np.ndarray, row: Row) -> np.ndarray:
         if direction == "contour2mr":
-            shown = contour_hint(decode_ct(source)).max(axis=-1)
+            grey = contour_hint(decode_ct(source)).max(axis=-1)
         else:
-            shown = to_grey(decode(source, source_modality), source_modality, MR_OUTPUT_LIMITS)
+            grey = to_grey(decode(source, source_modality), source_modality, MR_OUTPUT_LIMITS)
         low, high = PAPER_CT_RANGE if target_modality == "CT" else MR_OUTPUT_LIMITS
-        return encode(low + (high - low) * (shown / np.float32(255)), target_modality, MR_OUTPUT_LIMITS)[None]
+        return encode(low + (high - low) * (grey / np.float32(255)), target_modality, MR_OUTPUT_LIMITS)[None]
 
     return predict
 
 
-def mean_image(direction: str, train: Path, like: list[dict]) -> Predict:
+def mean_image(direction: str, train: Path, like: list[Row]) -> Predict:
     """The mean of the training images of `like`."""
     output = modalities(direction)[1]
     # In units, then encoded: the mean of three clipped windows is not a CT.
@@ -90,7 +90,7 @@ def mean_image(direction: str, train: Path, like: list[dict]) -> Predict:
     return lambda source, row: resize(image, (len(source), len(source)))[None]
 
 
-def training_rows_like(direction: str, train: Path, rows: list[dict]) -> list[dict]:
+def training_rows_like(direction: str, train: Path, rows: list[Row]) -> list[Row]:
     """Training rows of the planes, contrasts and, where there are any, sources of `rows`."""
     kinds = {(row["plane"], row["contrast"]) for row in rows}
     like = [r for r in rows_for(read_rows(train), (direction,)) if (r["plane"], r["contrast"]) in kinds]

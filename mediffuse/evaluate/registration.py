@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 import numpy as np
 
 WORST_PIXELS = 3.0
@@ -9,19 +11,29 @@ WORST_PIXELS = 3.0
 SynthRAD2023 it is at most 1.1 of 256 pixels; a shift by 6 is measured as 5 to 6.4."""
 
 
-def misregistration(fixed: np.ndarray, moving: np.ndarray, body: np.ndarray) -> dict:
+class Registration(TypedDict):
     """How far rigid registration moves one image of a pair on the other.
 
+    shift_pixels: mean displacement over the body. mutual_information: before and after, normalised (Studholme 1999,
+    in [1, 2]). flagged: the shift reaches `WORST_PIXELS`, and the mutual information grew by it.
+    """
+
+    shift_pixels: float
+    mutual_information: list[float]
+    flagged: bool
+
+
+def misregistration(fixed: np.ndarray, moving: np.ndarray, body: np.ndarray) -> Registration:
+    """Register one image of a pair to the other rigidly: it should not move.
+
     fixed, moving: grey (H, W) of any modality; body: bool (H, W). Maximises Mattes' mutual information
-    (SimpleITK, Euler2DTransform). Returns `shift_pixels`, the mean displacement over the body;
-    `mutual_information` before and after, normalised (Studholme 1999, in [1, 2]); and `flagged`: the
-    shift reaches `WORST_PIXELS` and the mutual information grew by it.
+    (SimpleITK, Euler2DTransform).
     """
     import SimpleITK as sitk
     from skimage.metrics import normalized_mutual_information
 
     if not body.any() or np.ptp(fixed) == 0 or np.ptp(moving) == 0:
-        return {"shift_pixels": 0.0, "mutual_information": [1.0, 1.0], "flagged": False}
+        return Registration(shift_pixels=0.0, mutual_information=[1.0, 1.0], flagged=False)
     images = [sitk.GetImageFromArray(np.asarray(x, np.float32)) for x in (fixed, moving)]
     smooth = [sitk.SmoothingRecursiveGaussian(x, 1.5) for x in images]
     rows, columns = np.nonzero(body)
@@ -46,4 +58,4 @@ def misregistration(fixed: np.ndarray, moving: np.ndarray, body: np.ndarray) -> 
         float(normalized_mutual_information(base, x, bins=32)) for x in (sitk.GetArrayFromImage(smooth[1]), resampled)
     ]
     flagged = shift >= WORST_PIXELS and information[1] > information[0]
-    return {"shift_pixels": shift, "mutual_information": information, "flagged": bool(flagged)}
+    return Registration(shift_pixels=shift, mutual_information=information, flagged=bool(flagged))

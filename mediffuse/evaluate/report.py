@@ -8,12 +8,14 @@ import json
 import math
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mediffuse.directions import DIRECTION_TITLES, modalities
 from mediffuse.evaluate import figures, summary
 from mediffuse.evaluate.registration import WORST_PIXELS
+from mediffuse.evaluate.rows import ResultRow, SignedRankTest
 from mediffuse.evaluate.summary import DIRECT, title_of
 from mediffuse.translate.checkpoints import DETAILS
 
@@ -61,7 +63,7 @@ def write(results: Results, output: Path) -> None:
     (output / "report.html").write_text(html(results, output), encoding="utf-8")
 
 
-def markdown(rows: list[dict]) -> str:
+def markdown(rows: list[ResultRow]) -> str:
     """The rows as a Markdown table; mean ± standard deviation over patients, [95 % interval]."""
     header = (
         "Direction",
@@ -96,7 +98,7 @@ def markdown(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def cell(row: dict, metric: str, digits: int) -> str:
+def cell(row: ResultRow, metric: str, digits: int) -> str:
     """Mean ± standard deviation [95 % interval] of a metric; empty where it was not measured."""
     if row.get(metric) is None:  # not measured, or infinite in a file
         return ""
@@ -109,14 +111,14 @@ def cell(row: dict, metric: str, digits: int) -> str:
     return text
 
 
-def mae(row: dict) -> str:
+def mae(row: ResultRow) -> str:
     """MAE with its unit, which depends on protocol and modality."""
     if row["protocol"] == "paper":
         return f"{row['mae']:.1f}"
     return f"{row['mae']:.0f} HU" if modalities(row["direction"])[1] == "CT" else f"{row['mae']:.3f}"
 
 
-def cards(rows: list[dict]) -> dict[str, str]:
+def cards(rows: list[ResultRow]) -> dict[str, str]:
     """Per checkpoint, by name: model-index metadata as the hub reads it, and its table, as Markdown."""
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -174,23 +176,23 @@ def html(results: Results, output: Path) -> str:
         published=PUBLISHED,
         worst_pixels=WORST_PIXELS,
         details=DETAILS,
-        shown=_draw(results, groups, output),
+        drawn=_draw(results, groups, output),
     )
 
 
-def _table(rows: list[dict], group: tuple, direction: str, protocol: str) -> list[dict]:
+def _table(rows: list[ResultRow], group: tuple, direction: str, protocol: str) -> list[ResultRow]:
     wanted = (*group, direction, protocol)
     return [r for r in rows if (r["dataset"], r["split"], r["direction"], r["protocol"]) == wanted]
 
 
-def _other_splits(rows: list[dict], row: dict) -> dict[str, dict]:
+def _other_splits(rows: list[ResultRow], row: ResultRow) -> dict[str, ResultRow]:
     """The same model's rows on the dataset's other splits, by split."""
     same = ("dataset", "direction", "model", "speed", "protocol")
     return {r["split"]: r for r in rows if r["split"] != row["split"] and all(r[k] == row[k] for k in same)}
 
 
-def _tests(tests: list[dict], group: tuple, direction: str) -> list[dict]:
-    """A dict per pair of models: differences and p by protocol "paper"."""
+def _tests(tests: list[SignedRankTest], group: tuple, direction: str) -> list[dict[str, str | SignedRankTest]]:
+    """Per pair of models: their titles `a` and `b`, and the tests by protocol "paper" by metric."""
     pairs: dict[tuple, dict] = {}
     for t in tests:
         if (t["dataset"], t["split"], t["direction"], t["protocol"]) == (*group, direction, "paper"):
@@ -201,7 +203,7 @@ def _tests(tests: list[dict], group: tuple, direction: str) -> list[dict]:
 def headline(results: Results, group: tuple) -> list[str]:
     """Sentences that say what the table says, per direction: the best model, against the mean image,
     the direct U-Net and the published figure."""
-    said = []
+    sentences = []
     for direction in DIRECTION_TITLES:
         rows = _table(results.rows, group, direction, "paper")
         ours = [r for r in rows if r["speed"] != "none" and not r["model"].startswith(DIRECT)]
@@ -220,12 +222,12 @@ def headline(results: Results, group: tuple) -> list[str]:
         psnr, ssim, _ = PUBLISHED[direction]
         side = "above" if best["psnr"] > psnr else "below"
         text += f". That is {side} the published {psnr:.2f} dB / {ssim:.3f}, whose split mixed slices of one patient."
-        said.append(text)
-    return said
+        sentences.append(text)
+    return sentences
 
 
-def _significance(results: Results, group: tuple, direction: str, one: dict, other: dict) -> str:
-    names = {title_of(r["model"], r["speed"]) for r in (one, other)}
+def _significance(results: Results, group: tuple, direction: str, row: ResultRow, other: ResultRow) -> str:
+    names = {title_of(r["model"], r["speed"]) for r in (row, other)}
     wanted = (*group, direction, "paper", "psnr")
     for t in results.tests:
         same = (t["dataset"], t["split"], t["direction"], t["protocol"], t["metric"]) == wanted
@@ -234,14 +236,24 @@ def _significance(results: Results, group: tuple, direction: str, one: dict, oth
     return ""
 
 
-def _draw(results: Results, groups: list[tuple], output: Path) -> list[dict]:
-    """Draw and save every figure: dicts of group (None: of all), name, caption and image (a data URI)."""
-    made = []
+@dataclass(frozen=True)
+class Drawn:
+    """A figure on the page. group: (dataset, split), None for one of all. image: a data URI."""
+
+    group: tuple[str, str] | None
+    name: str
+    caption: str
+    image: str
+
+
+def _draw(results: Results, groups: list[tuple], output: Path) -> list[Drawn]:
+    """Draw and save every figure."""
+    drawn = []
 
     def add(group: tuple | None, name: str, figure: Figure | None, caption: str) -> None:
         if figure is not None:
             name = re.sub(r"\W+", "_", name)
-            made.append({"group": group, "name": name, "caption": caption, "image": _save(figure, output, name)})
+            drawn.append(Drawn(group, name, caption, _save(figure, output, name)))
 
     for group in groups:
         tag = "_".join(group)
@@ -260,7 +272,7 @@ def _draw(results: Results, groups: list[tuple], output: Path) -> list[dict]:
     for over, word in (("steps", "number of steps"), ("guidance", "guidance scale")):
         count = results.sweeps[0]["n_images"] if results.sweeps else 0
         add(None, f"sweep_{over}", figures.sweep(results, over), CAPTIONS["sweep"].format(word, count))
-    return made
+    return drawn
 
 
 def _save(figure: Figure, output: Path, name: str) -> str:

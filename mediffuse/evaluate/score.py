@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mediffuse.dataset import DatasetError, read_pair
+from mediffuse.dataset import DatasetError, Row, read_pair
 from mediffuse.directions import modalities
 from mediffuse.evaluate.predict import Predict
+from mediffuse.evaluate.rows import Details, ScoredImage
 from mediffuse.image.intensity import MR_OUTPUT_LIMITS, decode
-from mediffuse.metrics import Scores, body_mask, both, lpips, sharpness, tissues, to_grey
+from mediffuse.metrics import Scores, body_mask, by_both_protocols, lpips, sharpness, tissues, to_grey
 
 
 def body_of(source: np.ndarray, target: np.ndarray, mask: np.ndarray | None, direction: str) -> np.ndarray:
@@ -25,14 +26,14 @@ def body_of(source: np.ndarray, target: np.ndarray, mask: np.ndarray | None, dir
 def score(made: np.ndarray, target: np.ndarray, body: np.ndarray, direction: str) -> tuple[Scores, ...]:
     """Scores of a predicted model image (S, S, 3) by each protocol, in the `body` mask where that has one."""
     output = modalities(direction)[1]
-    return both(decode(target, output), decode(made, output), body, output, MR_OUTPUT_LIMITS)
+    return by_both_protocols(decode(target, output), decode(made, output), body, output, MR_OUTPUT_LIMITS)
 
 
-def details(made: np.ndarray, target: np.ndarray, body: np.ndarray, direction: str) -> dict[str, float]:
+def details(made: np.ndarray, target: np.ndarray, body: np.ndarray, direction: str) -> Details:
     """What PSNR cannot tell of a predicted model image (S, S, 3): LPIPS, sharpness, and of a CT its tissues."""
     output = modalities(direction)[1]
     pictures = grey(target, output), grey(made, output)
-    found = {"lpips": lpips(*pictures), "sharpness": sharpness(*pictures)}
+    found = Details(lpips=lpips(*pictures), sharpness=sharpness(*pictures))
     if output == "CT" and body.any():
         found |= tissues(decode(target, output), decode(made, output), body)
     return found
@@ -43,8 +44,8 @@ def grey(image: np.ndarray, modality: str) -> np.ndarray:
     return to_grey(decode(image, modality), modality, MR_OUTPUT_LIMITS)
 
 
-def score_rows(folder: Path, rows: Iterable[dict], predict: Predict) -> list[dict]:
-    """One dict per image and protocol: the row's patient and file, the scores, the seconds."""
+def score_rows(folder: Path, rows: Iterable[Row], predict: Predict) -> list[ScoredImage]:
+    """What `predict` makes of the pairs in `folder`: a row per image and protocol."""
     results = []
     for row in rows:
         source, target, mask = read_pair(folder, row)
@@ -54,11 +55,11 @@ def score_rows(folder: Path, rows: Iterable[dict], predict: Predict) -> list[dic
         facts = {"patient": row["patient"], "image": row["input_image_file_name"], "seconds": seconds}
         scores = checked_score(folder, row, made, source, target, mask)
         facts |= details(made, target, body_of(source, target, mask, row["direction"]), row["direction"])
-        results += [{**facts, **s.as_dict()} for s in scores]
+        results += [ScoredImage(**facts, **s.as_dict()) for s in scores]
     return results
 
 
-def checked_score(folder: Path, row: dict, made, source, target, mask) -> tuple[Scores, ...]:
+def checked_score(folder: Path, row: Row, made, source, target, mask) -> tuple[Scores, ...]:
     """`score` of a row's prediction. Raises DatasetError that names the file if it is undefined."""
     direction = row["direction"]
     try:

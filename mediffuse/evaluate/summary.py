@@ -8,12 +8,13 @@ import math
 import numpy as np
 import pandas as pd
 
+from mediffuse.evaluate.rows import ImageRow, ResultRow, ScoredImage, SignedRankTest
+
 METRICS = ("psnr", "ssim", "mae")
 OPTIONAL_METRICS = ("lpips", "sharpness", "dice_bone", "mae_bone", "mae_soft", "mae_air")
 """Those of `score.details`; not of every image."""
 GROUP = ["dataset", "split", "direction", "model", "speed", "protocol"]
 _RESAMPLES = 9999
-
 
 DIRECT = "direct U-Net"
 _NAMES = {"ip2p": "InstructPix2Pix", "controlnet": "ControlNet"}
@@ -34,9 +35,10 @@ def of_patients(images: pd.DataFrame) -> pd.DataFrame:
     return images.groupby([*keys, "patient"], sort=False, dropna=False)[columns].mean().reset_index()
 
 
-def summarise(images: list[dict] | pd.DataFrame) -> list[dict]:
-    """A dict per group of `GROUP`: means over patients (of means over each one's images), the
-    standard deviation over patients, and a 95 % bootstrap interval of the mean."""
+def summarise(images: list[ScoredImage] | list[ImageRow] | pd.DataFrame) -> list[ResultRow]:
+    """A row per group of `GROUP`: means over patients (of means over each one's images), the
+    standard deviation over patients, and a 95 % bootstrap interval of the mean. What else a `ResultRow` has,
+    `experiment` adds."""
     images = pd.DataFrame(images)
     keys = [c for c in GROUP if c in images]
     counts = {key: len(group) for key, group in images.groupby(keys, sort=False)}
@@ -73,12 +75,9 @@ def interval(values: np.ndarray) -> list[float] | None:
     return [float(found.confidence_interval.low), float(found.confidence_interval.high)]
 
 
-def compare(images: pd.DataFrame) -> list[dict]:
-    """Wilcoxon's signed-rank test (two-sided) between any two rows on the same patients, per metric.
-
-    `difference` is the median of a - b over patients; `q` is p adjusted for all the tests of a
-    dataset and direction (Benjamini and Hochberg 1995).
-    """
+def compare(images: pd.DataFrame) -> list[SignedRankTest]:
+    """Wilcoxon's signed-rank test (two-sided) between any two models on the same patients, per metric; q by
+    Benjamini and Hochberg (1995)."""
     from scipy.stats import false_discovery_control, wilcoxon
 
     images = images.assign(row=[title_of(*row) for row in zip(images["model"], images["speed"], strict=True)])

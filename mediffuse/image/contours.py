@@ -52,6 +52,7 @@ def contour_hint(hu: np.ndarray, thresholds: Thresholds | None = None) -> np.nda
 
 
 def _canny(grey: np.ndarray, limits: tuple[float, float], sigma: float) -> np.ndarray:
+    """Edges of a picture (H, W) in [0, 1], smoothed by `sigma` pixels first: uint8 (H, W), 255 on an edge."""
     if sigma:
         grey = cv2.GaussianBlur(grey, (0, 0), sigma)
     low, high = sorted(limits)

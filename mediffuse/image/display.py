@@ -13,7 +13,10 @@ CT_VIEWS = {
     "Bone (W 2500, L 480)": (-770.0, 1730.0),
     "Full range (-1000 to 1000 HU)": (-1000.0, 1000.0),
 }
-"""HU limits of the view presets (W: window width, L: level)."""
+"""HU limits of the view presets by title (W: window width, L: level)."""
+
+BRAIN, SOFT_TISSUE, BONE, FULL_RANGE = CT_VIEWS
+"""Their titles."""
 
 ERROR_SCALE = {"CT": 500.0, "MR": 0.5 * (MR_OUTPUT_LIMITS[1] - MR_OUTPUT_LIMITS[0])}
 """Error, in HU or MR output units, at which the colours of the error map saturate. Fixed, so that
@@ -62,12 +65,12 @@ def enlarge(image: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> np.
     return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
 
 
-def label(image: np.ndarray, text: str = "SYNTHETIC", dark: bool = False) -> np.ndarray:
-    """Write `text` in the lower left corner of an RGB picture; in dark letters for a light one."""
+def label(image: np.ndarray, dark: bool = False) -> np.ndarray:
+    """Write SYNTHETIC in the lower left corner of an RGB picture (H, W, 3); in dark letters on a light one."""
     image = np.ascontiguousarray(image)
     scale = max(0.4, image.shape[1] / 1000)
     colour = (90, 60, 0) if dark else (255, 190, 60)
     where = (round(12 * scale), image.shape[0] - round(14 * scale))
     return cv2.putText(
-        image, text, where, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, max(1, round(1.6 * scale)), cv2.LINE_AA
+        image, "SYNTHETIC", where, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, max(1, round(1.6 * scale)), cv2.LINE_AA
     )

@@ -16,12 +16,20 @@ AIR_NOISE_HU = 20.0
 """HU above air (-1000) that a made CT may have where there is only air: see `clear_air`."""
 
 AIR_HU = -1000.0
+TISSUE_HU, BONE_HU = -300.0, 300.0
+"""What is over the first is tissue, and under it air: around the head and in its sinuses. Bone is over the second."""
+
 MR_PERCENTILES = (0.0, 99.95)
 """MRI has no units: these percentiles of the volume become 0 and 1. The published data are scaled
 by minimum and maximum; the upper percentile only keeps single bright voxels out."""
 
 MR_OUTPUT_LIMITS = (0.0, 255.0)
 """Arbitrary units of a synthetic MRI: black and white."""
+
+
+def background(modality: str, limits: tuple[float, float] | None = MR_OUTPUT_LIMITS) -> float:
+    """The value of air: -1000 HU, or the black of an MR's `limits`."""
+    return AIR_HU if modality == "CT" else limits[0]
 
 
 def window(hu: np.ndarray, limits: tuple[float, float]) -> np.ndarray:

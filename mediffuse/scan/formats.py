@@ -46,7 +46,7 @@ def kind_of(path: Path) -> str:
 
 
 def read_picture(path: Path, modality: str, shown: str) -> tuple[Scan, str | None]:
-    """The scan, and the modality that the picture looks like."""
+    """(the scan, the modality that the picture looks like). shown: as in `read_scan`. Raises ScanError."""
     rows, columns = _picture_size(path)
     check_size((rows, columns), path.name, MAX_PIXELS)
     if min(rows, columns) < MIN_SIDE:
@@ -83,6 +83,7 @@ def _picture_size(path: Path) -> tuple[int, int]:
 
 
 def _to_grey(image: np.ndarray, name: str) -> np.ndarray:
+    """A picture of 1 to 4 channels as grey (H, W), in its own range. Raises ScanError for one with colours."""
     if image.ndim == 2:
         return image
     if image.shape[2] == 2:
@@ -109,6 +110,7 @@ _NIFTI_ERRORS = (
 
 
 def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(voxels float32 (X, Y, Z), affine to RAS mm) of a NIfTI file. Raises ScanError."""
     try:
         image = nib.load(path)
         shape = image.shape
@@ -130,7 +132,7 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels and affine of an NRRD or MetaImage file."""
+    """(voxels float32 (X, Y, Z), affine to RAS mm) of an NRRD or MetaImage file. Raises ScanError."""
     import SimpleITK as sitk
 
     with path.open("rb") as file:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-TISSUE_HU = -300.0
+from mediffuse.image.intensity import TISSUE_HU
+
 TISSUE_SHARE = 0.1
-"""From here on a voxel is tissue or bone and not air: HU of a CT, share of an MR's range from black to white."""
+"""Share of an MR's range from black to white from which on a voxel is tissue or bone and not air."""
 
 
 def tissue_from(modality: str, limits: tuple[float, float] | None) -> float:
@@ -46,6 +47,7 @@ def head_mask(voxels: np.ndarray, spacing: np.ndarray, tissue: float) -> np.ndar
 
 
 def _step(spacing: np.ndarray, mm: float) -> tuple[int, ...]:
+    """Every how many voxels along each axis make about `mm`."""
     return tuple(max(1, round(mm / side)) for side in spacing)
 
 

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mediffuse.image.intensity import BONE_HU
+
 if TYPE_CHECKING:
     from mediffuse.scan.types import Scan
 
 HEAD_WIDTH_MM = (100.0, 235.0)
 """Left to right. Adult heads with ears are 140 to 200 mm wide; shoulders are over 350."""
 
-BONE_HU, BONE_SHARE = 300.0, (0.09, 0.45)
+BONE_SHARE = (0.09, 0.45)
 """Share of bone in a head. Measured on four head CTs: 0.14 to 0.18; two legs: 0.07."""
 
 METAL_HU, METAL_ML = 3000.0, 0.1

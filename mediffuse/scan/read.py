@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mediffuse.directions import WITH_ARTICLE
-from mediffuse.image.intensity import mr_limits
+from mediffuse.image.intensity import TISSUE_HU, mr_limits
 from mediffuse.scan.archive import unpacked
 from mediffuse.scan.dicom import find_series, known_tags, read_file, read_series
 from mediffuse.scan.formats import PICTURES, VOLUMES, kind_of, read_itk, read_nifti, read_picture
@@ -106,6 +106,6 @@ def _read_folder(folder: Path, name: str, modality: str, shown: str, series: str
 
 def looks_like(voxels: np.ndarray) -> str | None:
     """Guess whether a volume (X, Y, Z) is "CT" or "MR", or None. A CT in HU has air near -1000."""
-    if np.percentile(voxels[:: max(1, voxels.shape[0] // 64)], 1) < -300:
+    if np.percentile(voxels[:: max(1, voxels.shape[0] // 64)], 1) < TISSUE_HU:
         return "CT"
     return "MR" if voxels.min() > -200 else None

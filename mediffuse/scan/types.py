@@ -9,7 +9,7 @@ from functools import cached_property
 import nibabel as nib
 import numpy as np
 
-from mediffuse.image.intensity import AIR_HU
+from mediffuse.image.intensity import background
 from mediffuse.image.letterbox import Letterbox
 from mediffuse.scan.head import head_bounds, head_mask, tissue_from
 
@@ -61,7 +61,7 @@ class Slice:
     @property
     def background(self) -> float:
         """The value of air: -1000 HU, or the MR's black."""
-        return AIR_HU if self.modality == "CT" else self.limits[0]
+        return background(self.modality, self.limits)
 
     def letterbox(self, size: int) -> Letterbox:
         """How this slice fits a model image of `size` x `size` pixels."""
@@ -145,7 +145,7 @@ class Scan:
     @property
     def background(self) -> float:
         """The value of air: -1000 HU, or the MR's black."""
-        return AIR_HU if self.modality == "CT" else self.limits[0]
+        return background(self.modality, self.limits)
 
     @property
     def tissue(self) -> float:
@@ -203,6 +203,7 @@ class Scan:
         return self._to_native(voxels, self.affine)
 
     def _to_native(self, voxels: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
+        """`voxels` (X, Y, Z) on canonical axes, with their own `affine`, turned to the file's axes."""
         canonical = nib.Nifti1Image(voxels, affine)
         back = nib.orientations.ornt_transform(nib.io_orientation(self.affine), nib.io_orientation(self.native_affine))
         image = canonical.as_reoriented(back)

@@ -26,9 +26,12 @@ _SOP_CLASSES = {"CT": "1.2.840.10008.5.1.4.1.1.2", "MR": "1.2.840.10008.5.1.4.1.
 
 
 def mark_synthetic(image: nib.Nifti1Image, modality: str) -> nib.Nifti1Image:
-    """Say in a NIfTI's header what it is and in which units; returns it."""
-    units = f" ({UNITS[modality]})" if modality in UNITS else ""
-    image.header["descrip"] = f"SYNTHETIC {modality}{units}, not for diagnosis".encode()[:79]
+    """Say in a NIfTI's header what it is and in which units; returns it.
+
+    modality: "CT" or "MR", or what a map shows ("error", "deviation").
+    """
+    units = f" in {UNITS[modality]}" if modality in UNITS else ""
+    image.header["descrip"] = f"{SYNTHETIC_NOTE}: {modality}{units}".encode()[:79]
     return image
 
 

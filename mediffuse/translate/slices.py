@@ -12,7 +12,7 @@ import numpy as np
 
 from mediffuse.directions import modalities, prompt_for
 from mediffuse.image.contours import Thresholds, contour_hint
-from mediffuse.image.intensity import AIR_HU, MR_OUTPUT_LIMITS, clear_air, decode, decode_ct, encode
+from mediffuse.image.intensity import background, clear_air, decode, decode_ct, encode
 from mediffuse.image.letterbox import Letterbox
 from mediffuse.machine import half_precision
 from mediffuse.scan import Slice
@@ -97,7 +97,7 @@ class Translator:
 
     def translate(
         self,
-        one: Slice,
+        source: Slice,
         direction: str,
         settings: Settings | None = None,
         thresholds: Thresholds | None = None,
@@ -107,8 +107,8 @@ class Translator:
         settings = settings or Settings()
         checkpoint = self.checkpoints.get(direction)
         started = time.perf_counter()
-        box = one.letterbox(checkpoint.size)
-        made = self.generate(direction, to_model_image(one, box)[None], settings, thresholds, on_step)
+        box = source.letterbox(checkpoint.size)
+        made = self.generate(direction, to_model_image(source, box)[None], settings, thresholds, on_step)
         output = modalities(direction)[1]
         samples = tuple(to_slice(m, output, box) for m in made)
         deviation = np.std(samples, axis=0) if len(samples) > 1 else None
@@ -128,23 +128,23 @@ class Translator:
         with self._lock:
             return generate(checkpoint, direction, images, settings, thresholds, on_step)
 
-    def hint(self, one: Slice, thresholds: Thresholds) -> np.ndarray:
+    def hint(self, source: Slice, thresholds: Thresholds) -> np.ndarray:
         """The contours (S, S, 3), uint8, that the contour model would get. Runs no model."""
         try:
             size = self.checkpoints.get("contour2mr").size
         except CheckpointError:
             size = DEFAULT_SIZE
-        return contour_hint(decode_ct(to_model_image(one, one.letterbox(size))), thresholds)
+        return contour_hint(decode_ct(to_model_image(source, source.letterbox(size))), thresholds)
 
 
-def to_model_image(one: Slice, box: Letterbox) -> np.ndarray:
+def to_model_image(source: Slice, box: Letterbox) -> np.ndarray:
     """A slice as the model image (S, S, 3) that training saw. Slice in HU or MR units."""
-    return encode(box.fit(one.pixels, one.background), one.modality, one.limits)
+    return encode(box.fit(source.pixels, source.background), source.modality, source.limits)
 
 
 def to_slice(image: np.ndarray, modality: str, box: Letterbox) -> np.ndarray:
     """A made model image (S, S, 3) as HU or MR (rows, columns) on the slice's grid; air outside `box`."""
-    return box.restore(decode(image, modality), AIR_HU if modality == "CT" else MR_OUTPUT_LIMITS[0])
+    return box.restore(decode(image, modality), background(modality))
 
 
 def generate(
@@ -162,7 +162,7 @@ def generate(
     """
     if settings.speed == "fast" and settings.mirror:
         plain = replace(settings, mirror=False)
-        made = with_mirror(lambda both: generate(checkpoint, direction, both, plain, thresholds, on_step), images)
+        made = with_mirror(lambda batch: generate(checkpoint, direction, batch, plain, thresholds, on_step), images)
         return clear_air(made) if direction == "mr2ct" else made
     _check(checkpoint, settings.speed)
     if direction == "contour2mr":

@@ -14,7 +14,7 @@ import numpy as np
 
 from mediffuse.directions import modalities
 from mediffuse.image.contours import Thresholds
-from mediffuse.image.intensity import AIR_HU, MR_OUTPUT_LIMITS
+from mediffuse.image.intensity import background
 from mediffuse.scan import PLANES, Scan, ScanError, Slice
 from mediffuse.scan.resample import resampled, straightened
 from mediffuse.translate.slices import Settings, Translator, to_model_image, to_slice
@@ -83,7 +83,7 @@ def translate_volume(
         raise ValueError(f"{direction} translates {source}, not {scan.modality}")
     checkpoint = translator.checkpoints.get(direction)
     size = checkpoint.size
-    together = passes.batch or (1 if checkpoint.pipeline.device.type == "cpu" else 8)
+    batch_size = passes.batch or (1 if checkpoint.pipeline.device.type == "cpu" else 8)
     upright = straightened(scan)
     head = upright.head_mask()
     if not head.any():
@@ -95,7 +95,7 @@ def translate_volume(
     estimates = _Estimates.of(upright.voxels.shape, spread=sampled or passes.mirror or len(planes) > 1)
     done = 0
     for mirrored in (False, True) if passes.mirror else (False,):
-        for batch in _batches(todo, together):
+        for batch in _batches(todo, batch_size):
             slices = [upright.slice(plane, index) for plane, index in batch]
             boxes = [part.letterbox(size) for part in slices]
             images = np.stack([to_model_image(part, box) for part, box in zip(slices, boxes, strict=True)])
@@ -107,7 +107,7 @@ def translate_volume(
             done += len(slices)
             if on_slices:
                 on_slices(done, count)
-    fill = AIR_HU if target == "CT" else MR_OUTPUT_LIMITS[0]
+    fill = background(target)
     voxels, deviation = estimates.mean, estimates.deviation()
     air = ~_widened(head, upright.spacing) | (estimates.counts == 0)
     voxels[air] = fill

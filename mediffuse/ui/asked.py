@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 import gradio as gr
 
 from mediffuse.image.contours import Thresholds
-from mediffuse.image.display import CT_VIEWS
+from mediffuse.image.display import BRAIN
 from mediffuse.translate import MAX_SEED, Settings
 from mediffuse.translate.volumes import Passes
 
@@ -46,7 +46,7 @@ class AskedSlice:
     scan: str | None = None
     index: float | None = -1
     shown: str = "auto"
-    view: str = next(iter(CT_VIEWS))
+    view: str = BRAIN
     speed: str = "fast"
     steps: float = Settings.steps
     samples: float = 1

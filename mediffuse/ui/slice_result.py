@@ -17,6 +17,7 @@ from mediffuse.directions import modalities
 from mediffuse.image.display import CT_VIEWS, error_map, picture, uncertainty_map
 from mediffuse.image.intensity import MR_OUTPUT_LIMITS
 from mediffuse.scan import Scan, ScanError, Slice
+from mediffuse.scan.formats import stem_of
 from mediffuse.scan.write import SYNTHETIC_NOTE, mark_synthetic
 from mediffuse.translate import Translation
 from mediffuse.ui.controls import Values, score_table
@@ -67,14 +68,17 @@ class SliceResult:
         return found
 
     def made_picture(self, view: str) -> np.ndarray:
+        """What was made, as a picture (H, W, 3), CT in the window `view`."""
         return synthetic_picture(self.translation.pixels, self.source, self.target, view)
 
     def error_picture(self) -> np.ndarray | None:
+        """The error map (H, W, 3); None without a comparison."""
         if self.comparison is None:
             return None
         return error_map(self.comparison.error, self.target, self.source.spacing)
 
     def spread_picture(self) -> np.ndarray | None:
+        """The uncertainty map (H, W, 3); None for one sample."""
         if self.translation.deviation is None:
             return None
         return uncertainty_map(self.translation.deviation, self.target, self.source.spacing)
@@ -95,8 +99,7 @@ class SliceResult:
     def write(self, folder: Path, view: str) -> list[str]:
         """Write the made slice as PNG and, where the input has a place in space, as NIfTI; the paths."""
         scan, source = self.scan(), self.source
-        stem = Path(scan.name.removesuffix(".gz")).stem
-        name = f"{stem}_{source.plane}{source.index:03d}_synthetic_{self.target}"
+        name = f"{stem_of(scan.name) or 'scan'}_{source.plane}{source.index:03d}_synthetic_{self.target}"
         info = PngInfo()
         info.add_text("Description", SYNTHETIC_NOTE)
         png = folder / f"{name}.png"
@@ -111,13 +114,13 @@ class SliceResult:
 
 
 def slice_picture(real: Slice, view: str) -> np.ndarray:
-    """A slice of a scan: a CT in the window `view`, an MRI within its own limits."""
+    """A slice of a scan as a picture (H, W, 3): a CT in the window `view`, an MRI within its own limits."""
     limits = CT_VIEWS[view] if real.modality == "CT" else real.limits
     return picture(real.pixels, limits, real.spacing)
 
 
 def synthetic_picture(pixels: np.ndarray, source: Slice, modality: str, view: str) -> np.ndarray:
-    """What was made of `source` (rows, columns), marked as synthetic."""
+    """What was made of `source`, (rows, columns) in HU or MR units, as a picture (H, W, 3) that says SYNTHETIC."""
     limits = CT_VIEWS[view] if modality == "CT" else MR_OUTPUT_LIMITS
     return picture(pixels, limits, source.spacing, synthetic=True)
 

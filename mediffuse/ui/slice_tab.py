@@ -12,8 +12,9 @@ import numpy as np
 from gradio.components import Component
 from gradio.events import Dependency
 
-from mediffuse.directions import CONTRASTS, modalities
+from mediffuse.directions import CONTRASTS, DIRECTION_TITLES, modalities
 from mediffuse.image.ct_picture import PNG_WINDOWS
+from mediffuse.image.display import BRAIN, FULL_RANGE
 from mediffuse.scan import Slice
 from mediffuse.translate import Translation, Translator
 from mediffuse.translate.slices import to_slice
@@ -24,7 +25,7 @@ from mediffuse.ui.controls import ONE_AT_A_TIME, PRIVATE, Values, select
 from mediffuse.ui.examples import CT_EXAMPLES, MR_EXAMPLES, Example
 from mediffuse.ui.slice_result import SlicePanel, SliceResult, slice_picture, synthetic_picture
 from mediffuse.ui.uploads import open_scan, slice_of
-from mediffuse.ui.words import BRAIN, FULL_RANGE, MODALITY_TITLES, status
+from mediffuse.ui.words import MODALITY_TITLES, status
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class SliceTabOptions:
 
 
 SLICE_TABS = (
-    SliceTabOptions("CT → MRI", "ct2mr", "ct_to_mri", CT_EXAMPLES, BRAIN, CONTRASTS),
+    SliceTabOptions(DIRECTION_TITLES["ct2mr"], "ct2mr", "ct_to_mri", CT_EXAMPLES, BRAIN, CONTRASTS),
     SliceTabOptions("Contours → MRI", "contour2mr", "contours_to_mri", CT_EXAMPLES, BRAIN),
-    SliceTabOptions("MRI → CT", "mr2ct", "mri_to_ct", MR_EXAMPLES, FULL_RANGE),
+    SliceTabOptions(DIRECTION_TITLES["mr2ct"], "mr2ct", "mri_to_ct", MR_EXAMPLES, FULL_RANGE),
 )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import gradio as gr
 
+from mediffuse.directions import WITH_ARTICLE
 from mediffuse.scan import Scan, ScanError, Slice, read_scan
 
 
@@ -38,7 +39,7 @@ def slice_of(scan: Scan, index: float | None) -> Slice:
 def read_volume(paths: list[str] | None, modality: str, series: str | None = None) -> Scan:
     """Read one file, or the files of a DICOM series. Raises ScanError."""
     if not paths:
-        raise ScanError(f"First choose {'a CT' if modality == 'CT' else 'an MRI'}, or click an example.")
+        raise ScanError(f"First choose {WITH_ARTICLE[modality]}, or click an example.")
     series = series or None
     if len(paths) == 1:
         return read_scan(paths[0], modality, series=series)

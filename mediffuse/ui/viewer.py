@@ -10,8 +10,7 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 
-from mediffuse.image.display import CT_VIEWS
-from mediffuse.ui.words import BONE, BRAIN, SOFT_TISSUE
+from mediffuse.image.display import BONE, BRAIN, CT_VIEWS, SOFT_TISSUE
 
 FOLDER = Path(__file__).resolve().parents[2] / "assets" / "viewer"
 CT_PRESETS = (
@@ -20,8 +19,8 @@ CT_PRESETS = (
     (SOFT_TISSUE, *CT_VIEWS[SOFT_TISSUE]),
     (BONE, *CT_VIEWS[BONE]),
 )
-MR_PERCENTILES = ((0.5, 99.5), (2, 98), (5, 95), (25, 99.9))
-"""Window presets: (text, black, white) in HU, and percentiles of an MRI's voxels above its minimum."""
+MR_PRESETS = ((0.5, 99.5), (2, 98), (5, 95), (25, 99.9))
+"""Window presets: (text, black, white) in HU; (black, white) in percentiles of an MRI's voxels above its minimum."""
 
 _TEMPLATE = """<div class="viewer" hidden>
   <div class="controls">
@@ -75,6 +74,7 @@ def show(elem_id: str) -> str:
 
 
 def describe(layers: list[Layer]) -> str:
+    """The layers as JSON, for `show`."""
     return json.dumps([asdict(layer) for layer in layers])
 
 
@@ -92,6 +92,4 @@ def presets_of(voxels: np.ndarray, modality: str) -> tuple[tuple[str, float, flo
     some = voxels[voxels > voxels.min()]
     if not some.size:
         return ()
-    return tuple(
-        (f"{low:g} to {high:g} %", *map(float, np.percentile(some, (low, high)))) for low, high in MR_PERCENTILES
-    )
+    return tuple((f"{low:g} to {high:g} %", *map(float, np.percentile(some, (low, high)))) for low, high in MR_PRESETS)

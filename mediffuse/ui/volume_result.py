@@ -15,10 +15,11 @@ from gradio.components import Component
 
 from mediffuse.compare import VolumeComparison, compare_volumes
 from mediffuse.directions import modalities
-from mediffuse.image.display import CT_VIEWS, ERROR_SCALE, UNCERTAINTY_SCALE
-from mediffuse.image.intensity import AIR_HU, MR_OUTPUT_LIMITS
+from mediffuse.image.display import BRAIN, CT_VIEWS, ERROR_SCALE, SOFT_TISSUE, UNCERTAINTY_SCALE
+from mediffuse.image.intensity import MR_OUTPUT_LIMITS
 from mediffuse.metrics import Scores
 from mediffuse.scan import Scan, ScanError
+from mediffuse.scan.formats import stem_of
 from mediffuse.scan.resample import registered, resampled
 from mediffuse.scan.write import write_dicom, write_nifti
 from mediffuse.translate.volumes import VolumeTranslation
@@ -27,7 +28,7 @@ from mediffuse.ui.asked import AskedVolume
 from mediffuse.ui.controls import Values, score_table
 from mediffuse.ui.uploads import open_volume
 from mediffuse.ui.viewer import Layer
-from mediffuse.ui.words import BRAIN, MODALITY_TITLES, SOFT_TISSUE, UNITS, error_label, score_row, spread_label
+from mediffuse.ui.words import MODALITY_TITLES, UNITS, error_label, score_row, spread_label
 
 PLOTTED = {"psnr": "PSNR (dB)", "ssim": "SSIM"}
 """Titles of the scores that are plotted by slice, by field of `Scores`."""
@@ -45,7 +46,7 @@ class LayerFile:
 
 
 def anatomy_layer(scan: Scan, voxels: np.ndarray, role: str, modality: str, folder: Path) -> LayerFile:
-    """Write CT or MR voxels for the viewer. role: input, made or truth."""
+    """Write CT or MR voxels (X, Y, Z) for the viewer. role: input, made or truth."""
     if modality == "CT":
         window = CT_VIEWS[BRAIN if role == "input" else SOFT_TISSUE]
     else:
@@ -56,7 +57,7 @@ def anatomy_layer(scan: Scan, voxels: np.ndarray, role: str, modality: str, fold
 
 
 def map_layer(scan: Scan, voxels: np.ndarray, role: str, modality: str, folder: Path) -> LayerFile:
-    """Write a map for the viewer, in the units of CT or MR. role: error or spread."""
+    """Write a map (X, Y, Z) for the viewer, in the units of CT or MR. role: error or spread."""
     title, scale = {
         "error": (error_label(modality), ERROR_SCALE[modality]),
         "spread": (spread_label(modality), UNCERTAINTY_SCALE[modality]),
@@ -70,6 +71,7 @@ def _unit(modality: str) -> str:
 
 
 def _written(scan: Scan, voxels: np.ndarray, layer: Layer, content: str, folder: Path) -> LayerFile:
+    """Write voxels (X, Y, Z) on the scan's canonical grid. content: as `mark_synthetic` takes it."""
     path = folder / f"{layer.role}.nii.gz"
     write_nifti(scan, voxels, content, path)
     return LayerFile(str(path), layer)
@@ -94,7 +96,7 @@ def write_results(scan: Scan, made: VolumeTranslation, dicom: bool, folder: Path
         anatomy_layer(scan, scan.voxels, "input", scan.modality, folder),
         anatomy_layer(scan, made.voxels, "made", made.modality, folder),
     ]
-    stem = scan.name.split(".")[0] or "scan"
+    stem = stem_of(scan.name) or "scan"
     title = f"{stem}_synthetic_{MODALITY_TITLES[made.modality]}"
     files = [shutil.copy(layers[-1].path, folder / f"{title}.nii.gz")]
     if made.deviation is not None:
@@ -188,12 +190,8 @@ def _onto(scan: Scan, truth: Scan, register: bool) -> tuple[Scan, list[str]]:
             notes.append("The ground truth was resampled onto the scan's grid.")
         else:
             return truth, notes
-    limits = truth.limits
-    fill = AIR_HU if truth.modality == "CT" else limits[0]
-    voxels = resampled(truth, scan, fill, transform)
-    moved = replace(scan, voxels=voxels, modality=truth.modality, name=truth.name, warnings=())
-    if limits:
-        moved.__dict__["limits"] = limits
+    voxels = resampled(truth, scan, truth.background, transform)
+    moved = replace(scan, voxels=voxels, modality=truth.modality, limits=truth.limits, name=truth.name, warnings=())
     return moved, notes
 
 

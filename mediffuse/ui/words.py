@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import html
 
-from mediffuse.image.display import CT_VIEWS, ERROR_SCALE, UNCERTAINTY_SCALE
+from mediffuse.image.display import ERROR_SCALE, UNCERTAINTY_SCALE
 from mediffuse.metrics import Scores
-
-BRAIN, SOFT_TISSUE, BONE, FULL_RANGE = CT_VIEWS
-"""Titles of the windows in which CT is displayed."""
 
 MODALITY_TITLES = {"CT": "CT", "MR": "MRI"}
 UNITS = {"CT": "HU", "MR": "of 255"}

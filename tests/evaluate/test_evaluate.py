@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 import yaml
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
@@ -131,6 +130,7 @@ def test_every_model_direction_and_split_has_its_row(full):
     (row,) = rows_of(results, split="val", model="ip2p", speed="fast", direction="ct2mr", protocol="paper")
     assert row["parameters"] == sum(p.numel() for part in tiny.modules(tiny.ip2p()) for p in part.parameters())
     assert row["training_steps"] == 3
+    assert 0 < row["lpips"] < 5
     assert row["peak_memory_mib"] > 100
 
 
@@ -153,6 +153,7 @@ def test_report_stands_alone_and_shows_every_figure(full):
     for kind in ("quality", "grid", "sheet", "uncertainty", "losses", "sweep_steps", "sweep_guidance"):
         assert any(name.startswith(kind) for name in drawn), kind
     assert "In the wild" in page
+    assert "LPIPS" in page
 
 
 def test_pictures_of_data_are_left_out_on_request(folder, data, tmp_path):
@@ -428,7 +429,7 @@ def test_unseen_patients_are_claimed_only_where_that_is_known(folder, data, tmp_
         (["--data", "DATA", "--checkpoint", "TRUNCATED"], "is damaged"),
         (["--data", "OUT"], "must not lie in each other"),
         (["--data", "UNEQUAL", "--checkpoint", "TINY"], "different sizes"),
-        (["--data", "DATA", "--checkpoint", "TINY", "--lpips", "nowhere.pth"], "no file nowhere.pth"),
+        (["--data", "DATA", "--checkpoint", "TINY", "--fid", "nowhere.pth"], "no file nowhere.pth"),
     ],
 )  # fmt: skip
 def test_errors_are_clear(folder, data, tmp_path, capsys, arguments, said):
@@ -462,26 +463,13 @@ def test_errors_are_clear(folder, data, tmp_path, capsys, arguments, said):
     assert said in capsys.readouterr().err
 
 
-def test_lpips_says_which_packages_it_needs(data, folder, tmp_path, capsys, monkeypatch):
-    weights = tmp_path / "alexnet.pth"
+def test_fid_says_which_packages_it_needs(data, folder, tmp_path, capsys, monkeypatch):
+    weights = tmp_path / "inception.pth"
     weights.touch()
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    given = ["--data", data, "--checkpoint", folder, "--lpips", weights, "--output", tmp_path / "out"]
+    given = ["--data", data, "--checkpoint", folder, "--fid", weights, "--output", tmp_path / "out"]
     assert main([str(g) for g in given]) == 1
     assert "pip install torchmetrics torchvision" in capsys.readouterr().err
-
-
-def test_lpips_with_given_weights(data, folder, tmp_path):
-    """Needs packages that have no CPU build everywhere, so they are not in requirements-dev.txt."""
-    torchvision = pytest.importorskip("torchvision")
-    pytest.importorskip("torchmetrics")
-    pytest.importorskip("torch_fidelity")
-    torch.manual_seed(0)
-    torch.save(torchvision.models.alexnet(weights=None).state_dict(), tmp_path / "alexnet.pth")
-    given = ["--data", data, "--checkpoint", folder, "--direction", "ct2mr", "--limit", 1]
-    results = evaluate(tmp_path / "out", *given, "--lpips", tmp_path / "alexnet.pth")
-    assert all(0 < r["lpips"] < 5 for r in results["rows"] if r["protocol"] == "paper")
-    assert "LPIPS" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_impossible_numbers_are_refused(data, tmp_path, capsys):

@@ -55,7 +55,7 @@ def test_files_folders_and_patterns(command, ct_path, series, tmp_path):
     image, given = nib.load(out / "one_synthetic_mri.nii.gz"), nib.load(ct_path)
     assert image.shape == given.shape
     np.testing.assert_allclose(image.affine, given.affine, atol=1e-4)
-    assert b"SYNTHETIC MR" in image.header["descrip"].tobytes()
+    assert b"SYNTHETIC, not for diagnosis: MR" in image.header["descrip"].tobytes()
     # What is there is not made again, and what is broken is tried again.
     again = command(data, "--to", "mri", "--output", out)
     assert "0 translated; 3 skipped; 1 failed." in again.stdout
