@@ -32,7 +32,8 @@ from mediffuse.translate import Settings, Translator
 from mediffuse.translate.volumes import Passes, translate_volume
 
 ROOT = Path(__file__).resolve().parents[1]
-REFERENCE = Settings("diffusion", steps=50, guidance=7.5, image_guidance=1.5)
+REFERENCE = Settings("diffusion", steps=50, guidance=7.5, image_guidance=1.5, start="noise")
+SAMPLED = Settings("diffusion")
 COUNTS = (20, 80, 320)
 
 
@@ -71,15 +72,14 @@ def consistency(translator: Translator) -> list[str]:
     """Lines of a table: |delta z| of the example, both directions, by setting."""
     files = {m: ROOT / "assets" / "examples" / f"head_{n}.nii.gz" for m, n in (("CT", "ct"), ("MR", "t1"))}
     scans = {modality: read_scan(path, modality) for modality, path in files.items()}
-    sampled = Settings("diffusion", steps=20)
     lines = []
     for direction, unit in (("ct2mr", "of 255"), ("mr2ct", "HU")):
         source, target = (scans[m] for m in modalities(direction))
         for name, settings, planes in (
             ("Fast", Settings(), ("axial",)),
             ("Fast, axial, coronal and sagittal averaged", Settings(), PLANES),
-            ("Diffusion, 20 steps, one noise for all slices", sampled, ("axial",)),
-            ("Diffusion, 20 steps, another noise for each slice", sampled, None),
+            (f"Diffusion, {SAMPLED.steps} steps, one noise for all slices", SAMPLED, ("axial",)),
+            (f"Diffusion, {SAMPLED.steps} steps, another noise for each slice", SAMPLED, None),
         ):
             if planes:
                 made = translate_volume(translator, source, direction, settings, Passes(tuple(planes))).voxels
@@ -107,7 +107,7 @@ def main() -> None:
     for name, count, settings, batch in (
         ("Fast, 8 slices at a time", 40, Settings(), 8),
         ("Fast, 1 slice at a time", 40, Settings(), 1),
-        ("Diffusion, 20 steps", args.slices, Settings("diffusion", steps=20), None),
+        (f"Diffusion, {SAMPLED.steps} steps", args.slices, SAMPLED, None),
         ("Reference: 50 steps, guidance 7.5 and 1.5", args.slices, REFERENCE, None),
     ):
         rows.append((name, seconds_per_slice(translator, count, settings, batch)))
