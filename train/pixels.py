@@ -29,7 +29,10 @@ class PixelOptions:
 
 
 class PixelLoss(torch.nn.Module):
-    """L1, L2, SSIM and LPIPS of pictures (B, 3, S, S) in [-1, 1], weighted by channel; a loss a picture, (B,)."""
+    """L1, L2 and SSIM of pictures (B, 3, S, S) in [-1, 1], weighted by channel; a loss a picture, (B,).
+
+    LPIPS is apart, in `perceptual`: not every picture has it.
+    """
 
     def __init__(self, options) -> None:
         super().__init__()

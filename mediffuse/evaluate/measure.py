@@ -164,8 +164,8 @@ def _measure_one(model: Model, predict, folder: Path, row: Row, key: str, store:
     made = predict(source, row)
     seconds = time.perf_counter() - started
     mean = made.mean(axis=0)
-    scores = checked_score(folder, row, mean, source, target, mask)
     body = body_of(source, target, mask, model.direction)
+    scores = checked_score(folder, row, mean, target, body)
     output = modalities(model.direction)[1]
     record = Record(
         seconds=seconds,

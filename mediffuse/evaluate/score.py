@@ -53,16 +53,16 @@ def score_rows(folder: Path, rows: Iterable[Row], predict: Predict) -> list[Scor
         made = predict(source, row).mean(axis=0)
         seconds = time.perf_counter() - started
         facts = {"patient": row["patient"], "image": row["input_image_file_name"], "seconds": seconds}
-        scores = checked_score(folder, row, made, source, target, mask)
-        facts |= details(made, target, body_of(source, target, mask, row["direction"]), row["direction"])
+        body = body_of(source, target, mask, row["direction"])
+        scores = checked_score(folder, row, made, target, body)
+        facts |= details(made, target, body, row["direction"])
         results += [ScoredImage(**facts, **s.as_dict()) for s in scores]
     return results
 
 
-def checked_score(folder: Path, row: Row, made, source, target, mask) -> tuple[Scores, ...]:
+def checked_score(folder: Path, row: Row, made: np.ndarray, target: np.ndarray, body: np.ndarray) -> tuple[Scores, ...]:
     """`score` of a row's prediction. Raises DatasetError that names the file if it is undefined."""
-    direction = row["direction"]
     try:
-        return score(made, target, body_of(source, target, mask, direction), direction)
+        return score(made, target, body, row["direction"])
     except ValueError as error:
         raise DatasetError(f"{folder / row['edited_image_file_name']}: {error}") from error
