@@ -12,24 +12,18 @@ WITH_ARTICLE = {"CT": "a CT", "MR": "an MRI"}
 """The modalities in a sentence."""
 
 
-def prompt_for(direction: str, contrast: str = "T1", sharp: bool = False) -> str:
-    """The instruction for a direction, an MR contrast and the sharp variant, as the models were trained on it."""
+def prompt_for(direction: str, contrast: str = "T1") -> str:
+    """The instruction for a direction and an MR contrast, as the models were trained on it."""
     if direction not in DIRECTIONS:
         raise ValueError(f"Unknown direction {direction!r}: choose one of {', '.join(DIRECTIONS)}.")
     if contrast not in CONTRASTS:
         raise ValueError(f"Unknown MR contrast {contrast!r}: choose one of {', '.join(CONTRASTS)}.")
     mr = f"{contrast} MRI scan image"
-    prompt = {
+    return {
         "ct2mr": f"translate CT scan image to {mr}",
         "mr2ct": f"translate {mr} to CT scan image",
         "contour2mr": f"translate CT contours to {mr}",
     }[direction]
-    return sharpened(prompt) if sharp else prompt
-
-
-def sharpened(prompt: str) -> str:
-    """The instruction that asks for a realistic picture where `prompt` asks for the likeliest one."""
-    return f"{prompt}, sharp"
 
 
 def modalities(direction: str) -> tuple[str, str]:

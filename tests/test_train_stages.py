@@ -38,7 +38,6 @@ def config(tmp_path) -> Path:
     config["common"] |= {"workers": 0, "steps": 2, "warmup": 1, "validate_images": 1, "largest_mib": 0.2}
     config["autoencoder"] |= {"autoencoder": tiny.AUTOENCODER, "crop": 64}
     config["ip2p"] |= {"unet": tiny.UNET, "text_encoder": tiny.TEXT, "cache": 8}
-    config["onestep"] |= {"lpips_crop": 64}
     config["controlnet"] |= {"conditioning_channels": [4, 8, 8, 8]}
     config["stages"]["decoder"] |= {"crop": 32}
     for name in ("autoencoder", "ip2p", "onestep", "controlnet"):
@@ -64,7 +63,7 @@ def test_one_command_from_scans_to_the_bundle_goes_on_where_it_was_cut(config, t
     assert done.returncode != 0
     assert "train/onestep.py failed. Started again, this command goes on with it." in done.stderr
     runs = tmp_path / "runs"
-    names = ["autoencoder", "decoder", "ip2p", "pixels", "controlnet"]
+    names = ["autoencoder", "decoder", "ip2p", "pixels", "sharp", "controlnet"]
     assert sorted(path.parent.name for path in runs.glob("*/finished.json")) == sorted(names)
 
     # As if the stage before it had been cut, too.
@@ -82,7 +81,12 @@ def test_one_command_from_scans_to_the_bundle_goes_on_where_it_was_cut(config, t
     assert max(sizes.values()) < 0.2 * 2**20
     details = json.loads((bundle / "ip2p" / "mediffuse.json").read_text())
     assert details["speeds"] == ["fast", "sharp", "diffusion"]
-    assert [stage["stage"].rsplit("/", 1)[-1] for stage in details["earlier"]] == ["autoencoder", "decoder", "ip2p"]
+    assert [stage["stage"].rsplit("/", 1)[-1] for stage in details["earlier"]] == [
+        "autoencoder",
+        "decoder",
+        "ip2p",
+        "pixels",
+    ]
     translator = Translator(Checkpoints(str(bundle)))
     one = Slice(np.random.default_rng(0).normal(0, 300, (40, 40)).astype(np.float32), (1, 1), "CT")
     for direction in ("ct2mr", "contour2mr"):

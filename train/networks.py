@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from mediffuse.translate import checkpoints
 
 SCHEDULE = {
     "beta_start": 0.00085,
@@ -157,10 +160,11 @@ def load_autoencoder(folder: Path | None) -> AutoencoderKL:
     return AutoencoderKL.from_pretrained(folder)
 
 
-def save_half(pipeline, folder: Path, largest_mib: float = 0) -> None:
+def save_half(pipeline, folder: Path, largest_mib: float = 0, sharp: UNet2DConditionModel | None = None) -> None:
     """Save a copy of a pipeline in fp16; the one in memory stays as it is.
 
     `largest_mib`: no file is larger than this, so parts come in several; 0: a file for each part.
+    `sharp`: the UNet of the sharp variant, saved as that variant beside the pipeline's own.
     """
     kept = {name: part.dtype for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
     state = {name: {k: v.clone() for k, v in getattr(pipeline, name).state_dict().items()} for name in kept}
@@ -168,6 +172,9 @@ def save_half(pipeline, folder: Path, largest_mib: float = 0) -> None:
     header = 2**17  # bytes, and more than any
     largest = int(largest_mib * 2**20) - header if largest_mib else None
     pipeline.save_pretrained(folder, max_shard_size=largest)
+    if sharp:
+        half = copy.deepcopy(sharp).half()
+        half.save_pretrained(folder / "unet", variant=checkpoints.SHARP, max_shard_size=largest or "10GB")
     for name, dtype in kept.items():
         part = getattr(pipeline, name).to(dtype=dtype)
         part.load_state_dict(state[name])

@@ -5,15 +5,17 @@
 
 Goes on from a pipeline of train/ip2p.py or train/controlnet.py. At t = T with zero terminal SNR the
 noise carries nothing, so a step from zero latents is a plain regression, which the loss compares in
-pixels through the decoder (Garcia et al., arXiv 2409.11355). `sharp_share` of the samples ask for the
-sharp variant in their prompt; their loss adds LPIPS and a patch critic that sees the input too (Isola et
-al., arXiv 1611.07004), so it is realistic where Fast is the mean of what is possible. `keep_share` of
-the samples go on denoising at every timestep, so that the same weights still sample. Writes the pipeline
-that it was given.
+pixels through the decoder (Garcia et al., arXiv 2409.11355). `keep_share` of the samples go on denoising
+at every timestep, so that the same weights still sample. Writes the pipeline that it was given.
+
+With `sharp` that pipeline stays as it is, and a copy of its UNet (or the sharp variant that it has) is
+trained and saved beside it as that variant: with LPIPS and a patch critic that sees the input too (Isola
+et al., arXiv 1611.07004) in its loss it is realistic where Fast is the mean of what is possible.
 """
 
 from __future__ import annotations
 
+import copy
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,6 @@ from typing import Annotated
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from mediffuse.directions import sharpened
 from mediffuse.translate import checkpoints
 from train import networks
 from train.denoising import Contours, Denoising, DenoisingOptions, Ip2p, select, start_of_sampling
@@ -39,9 +40,8 @@ class OneStepOptions(PixelOptions, DenoisingOptions):
     vae_dir: Annotated[Path | None, "an autoencoder to use, with the latents of the base's and another decoder"] = None
     train_unet: Annotated[bool, "train the UNet of a ControlNet pipeline, too"] = True
     train_decoder: Annotated[bool, "train the autoencoder's decoder, too"] = False
-    crop: Annotated[int, "side in pixels of the random part that is decoded and compared; 0: all"] = 0
-    sharp_share: Annotated[float, "share of samples that learn the sharp variant, by LPIPS and a critic, too"] = 0.0
-    lpips_crop: Annotated[int, "side in pixels of the random part that LPIPS compares; 0: all"] = 0
+    crop: Annotated[int, "side in pixels of the random part that LPIPS and the critic compare; 0: all"] = 0
+    sharp: Annotated[bool, "train a UNet of the sharp variant's own, and nothing else"] = False
     critic_share: Annotated[float, "gradient of the critic's verdict over that of the other losses; 0: no critic"] = 0.0
     critic_ramp: Annotated[int, "steps until the critic has that share"] = 300
     keep_share: Annotated[float, "share of samples that go on denoising, by the next three options, too"] = 0.2
@@ -66,40 +66,36 @@ class OneStep(torch.nn.Module):
     def forward(self, batch: dict, generator: torch.Generator) -> torch.Tensor:
         """The loss () of a batch of train.pairs."""
         o = self.options
-        draw = torch.rand(len(batch["prompt"]), generator=generator)
-        keep, sharp = draw < o.keep_share, draw > 1 - o.sharp_share
+        keep = torch.rand(len(batch["prompt"]), generator=generator) < (0 if o.sharp else o.keep_share)
         loss = torch.zeros((), device=batch["target"].device)
         if not keep.all():
-            loss = loss + (~keep).float().mean() * self.in_pixels(select(batch, ~keep), sharp[~keep], generator)
+            loss = loss + (~keep).float().mean() * self.in_pixels(select(batch, ~keep), generator)
         if keep.any():
             loss = loss + keep.float().mean() * o.keep_weight * self.denoising(select(batch, keep), generator)
         self.calls += self.training
         return loss
 
-    def in_pixels(self, batch: dict, sharp: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Mean loss of a batch in pixels; `sharp` (B,), bool: which ask for the sharp variant."""
+    def in_pixels(self, batch: dict, generator: torch.Generator) -> torch.Tensor:
+        """Mean loss of a batch in pixels."""
         o = self.options
-        prompts = [sharpened(p) if asked else p for p, asked in zip(batch["prompt"], sharp, strict=True)]
-        prediction, target, source = self.one_step({**batch, "prompt": prompts}, generator)
-        losses = self.compare(prediction, target)
-        if not sharp.any():
-            return losses.mean()
+        prediction, target, source = self.one_step(batch)
+        loss = self.compare(prediction, target).mean()
+        # The decoder needs all of the latents: its group norm sees another picture in a part of them.
+        side = o.crop or prediction.shape[-1]
+        top, left = random_part(prediction.shape[-1], side, generator)
+        made, real, given = (x[..., top : top + side, left : left + side] for x in (prediction, target, source))
         if o.lpips_weight:
-            side = o.lpips_crop or prediction.shape[-1]
-            top, left = random_part(prediction.shape[-1], side, generator)
-            part = [x[sharp][..., top : top + side, left : left + side] for x in (prediction, target)]
-            losses = losses.index_add(0, sharp.nonzero().flatten().to(losses.device), self.compare.perceptual(*part))
+            loss = loss + self.compare.perceptual(made, real).mean()
         if not self.critic:
-            return losses.mean()
+            return loss
         # In full precision: spectral norm's power iteration needs it, and it is a small part of a step.
         with torch.autocast(prediction.device.type, enabled=False):
-            judged = [x[sharp].float() for x in (source, prediction, target)]
             share = o.critic_share * min(1.0, float(self.calls) / max(1, o.critic_ramp))
-            total = limited(losses.mean(), -self.critic(judged[0], judged[1]).mean(), prediction, share, sharp)
-            return total + self.critic.loss(*judged)
+            total = limited(loss, -self.critic(given, made).mean(), prediction, share)
+            return total + self.critic.loss(given, made, real)
 
-    def one_step(self, batch: dict, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-        """(prediction, target, source) as pictures (B, 3, S, S) in [-1, 1], or one random part of each."""
+    def one_step(self, batch: dict) -> tuple[torch.Tensor, ...]:
+        """(prediction, target, source) as pictures (B, 3, S, S) in [-1, 1]."""
         net, vae = self.denoising, self.denoising.vae
         target, count = batch["target"], len(batch["target"])
         source = batch["hint"] * 2 - 1 if "hint" in batch else batch["input"]
@@ -107,21 +103,15 @@ class OneStep(torch.nn.Module):
         side = target.shape[-1] // scale
         zeros = torch.zeros(count, vae.config.latent_channels, side, side, device=target.device)
         latents = net.one_step(batch, net.embed(batch["prompt"]), zeros) / vae.config.scaling_factor
-        if self.options.crop:
-            part = self.options.crop // scale
-            top, left = random_part(side, part, generator)
-            latents = latents[..., top : top + part, left : left + part]
-            window = (..., slice(top * scale, (top + part) * scale), slice(left * scale, (left + part) * scale))
-            target, source = target[window], source[window]
-        return vae.decode(latents).sample.float(), target.float(), source
+        return vae.decode(latents).sample.float(), target.float(), source.float()
 
 
 def main(argv: list[str] | None = None) -> None:
     options = parse_options(OneStepOptions, "onestep", argv, __doc__)
     if not options.base:
         raise SystemExit("Give --base: the pipeline that train/ip2p.py or train/controlnet.py wrote.")
-    if options.lpips_weight and not options.sharp_share:
-        raise SystemExit("--lpips-weight is of the sharp variant: give --sharp-share too.")
+    if options.sharp and options.train_decoder:
+        raise SystemExit("--sharp leaves the decoder as it is, for Fast needs it too: give --train-decoder false.")
     torch.manual_seed(options.seed)
     pipeline = networks.load_pipeline(options.base)
     if options.vae_dir:
@@ -140,18 +130,26 @@ def main(argv: list[str] | None = None) -> None:
     thresholds = checkpoint.thresholds if contours else None
     dataset = training_pairs(options, details["directions"], thresholds)
     pipeline.text_encoder.requires_grad_(options.train_text_encoder)
+    own, sharp = pipeline.unet, None
+    if options.sharp:
+        for part in (pipeline.unet, pipeline.text_encoder, getattr(pipeline, "controlnet", None)):
+            if part:
+                part.requires_grad_(False)
+        sharp = checkpoints.load_sharp(options.base, torch.float32) or copy.deepcopy(own)
+        pipeline.unet = sharp.requires_grad_(True)
     denoising = (Contours if contours else Ip2p)(pipeline, options)
+    pipeline.unet = own
     run = Run(options, OneStep(denoising, options))
 
     def save(output: Path) -> None:
         folder = output / ("controlnet" if contours else "ip2p")
-        networks.save_half(pipeline, folder, options.largest_mib)
-        speeds = ["fast", *(["sharp"] if options.sharp_share else []), "diffusion"]
+        networks.save_half(pipeline, folder, options.largest_mib, sharp)
+        speeds = ["fast", *(["sharp"] if sharp else []), "diffusion"]
         details.update(speeds=speeds, **start_of_sampling(options, options.base))
         write_details(folder, run, options.base, options.vae_dir, **details)
 
     def judge() -> dict:
-        return validate_pipeline(pipeline, options, details["directions"], thresholds, options.sharp_share > 0)
+        return validate_pipeline(pipeline, options, details["directions"], thresholds, sharp)
 
     run.fit(dataset, judge, save)
 

@@ -87,17 +87,15 @@ class Critic(torch.nn.Module):
         return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
 
 
-def limited(
-    loss: torch.Tensor, adversarial: torch.Tensor, prediction: torch.Tensor, share: float, judged: torch.Tensor
-) -> torch.Tensor:
+def limited(loss: torch.Tensor, adversarial: torch.Tensor, prediction: torch.Tensor, share: float) -> torch.Tensor:
     """`loss` and `adversarial`, the latter scaled so that its gradient at `prediction` is `share` of the former's.
 
-    (Esser et al., arXiv 2012.09841, equation 7, at the pictures that `judged` (B,) tells.) The value is that
-    of `loss`; only `prediction`'s graph gets gradients, so the critic gets none.
+    (Esser et al., arXiv 2012.09841, equation 7, at the pictures.) The value is that of `loss`; only
+    `prediction`'s graph gets gradients, so the critic gets none.
     """
     (own,) = torch.autograd.grad(loss, prediction)
     (other,) = torch.autograd.grad(adversarial, prediction)
-    gradient = own + other * (share * own[judged].norm() / other[judged].norm().clamp_min(1e-12))
+    gradient = own + other * (share * own.norm() / other.norm().clamp_min(1e-12))
     surrogate = (prediction * gradient.detach()).sum()
     return surrogate + (loss - surrogate).detach()
 

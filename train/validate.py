@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from diffusers import UNet2DConditionModel
 
 from mediffuse.dataset import central_rows, read_rows, rows_for
 from mediffuse.evaluate.predict import Predict, predictor
@@ -35,31 +35,30 @@ def validate(predict_for: Callable[[str], Predict], options: Options, directions
 
 
 def validate_pipeline(
-    pipeline, options: Options, directions: list[str], thresholds: Thresholds | None = None, sharp: bool = False
+    pipeline,
+    options: Options,
+    directions: list[str],
+    thresholds: Thresholds | None = None,
+    sharp: UNet2DConditionModel | None = None,
 ) -> dict[str, float]:
     """`validate` of a pipeline, by the very function that the app runs, but without mirror images.
 
-    `sharp`: of the sharp variant too, as `<direction>_sharp_<figure>`.
+    `sharp`: the UNet of the sharp variant, which is judged then.
     """
-    checkpoint = dataclasses.replace(checkpoints.describe(pipeline), sharp=sharp)
-    training = {name: part.training for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
-    for name in training:
-        getattr(pipeline, name).eval()
+    checkpoint = checkpoints.describe(pipeline, sharp=sharp)
+    settings = Settings(speed="sharp" if sharp else options.validate_speed, mirror=False)
+    parts = [part for part in (*pipeline.components.values(), sharp) if isinstance(part, torch.nn.Module)]
+    training = [part.training for part in parts]
+    for part in parts:
+        part.eval()
 
-    def judge(speed: str) -> dict[str, float]:
-        settings = Settings(speed=speed, mirror=False)
+    def predict_for(direction: str) -> Predict:
+        predict = predictor(checkpoint, direction, settings, thresholds)
+        return predict if options.ct_windows == 3 else of_single_window(predict)
 
-        def predict_for(direction: str) -> Predict:
-            predict = predictor(checkpoint, direction, settings, thresholds)
-            return predict if options.ct_windows == 3 else of_single_window(predict)
-
-        return validate(predict_for, options, directions)
-
-    figures = judge(options.validate_speed)
-    if sharp:
-        figures |= {name.replace("_", "_sharp_", 1): value for name, value in judge("sharp").items()}
-    for name, was in training.items():
-        getattr(pipeline, name).train(was)
+    figures = validate(predict_for, options, directions)
+    for part, was in zip(parts, training, strict=True):
+        part.train(was)
     return figures
 
 

@@ -13,7 +13,8 @@ from mediffuse.directions import DIRECTIONS
 from mediffuse.image.contours import Thresholds
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    import torch
+    from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 BUNDLED = Path(__file__).resolve().parents[2] / "assets" / "checkpoints"
 VARIABLE = "MEDIFFUSE_CHECKPOINTS"
@@ -26,6 +27,9 @@ LOSSES = "training.csv"
 SPEEDS = ("fast", "sharp", "diffusion")
 UNTOLD_SPEEDS = ("fast", "diffusion")
 """Of a checkpoint whose mediffuse.json does not tell."""
+
+SHARP = "sharp"
+"""The `variant` under which a checkpoint has the UNet of its sharp variant, beside its own."""
 
 _FAMILY = {"ct2mr": "ip2p", "mr2ct": "ip2p", "contour2mr": "controlnet"}
 _PIPELINES = {
@@ -43,8 +47,8 @@ class Checkpoint:
     """A loaded diffusers pipeline and the facts about it that translation needs.
 
     size: side of its model images in pixels. one_step: whether it was trained so that one
-    trailing step from zero latents is a prediction (v-prediction, zero terminal SNR). sharp: whether
-    it knows the sharp variant of that step. mean_noise: standard deviation of the noise on that
+    trailing step from zero latents is a prediction (v-prediction, zero terminal SNR). sharp: the UNet
+    of that step's sharp variant, None if there is none. mean_noise: standard deviation of the noise on that
     prediction from which it was trained to sample; None if it was trained from pure noise alone.
     """
 
@@ -53,7 +57,7 @@ class Checkpoint:
     size: int
     one_step: bool
     thresholds: Thresholds
-    sharp: bool = False
+    sharp: UNet2DConditionModel | None = None
     mean_noise: float | None = None
 
 
@@ -125,16 +129,15 @@ def load(source: str, direction: str) -> Checkpoint:
     import torch
     from diffusers import DiffusionPipeline
 
-    cuda = torch.cuda.is_available()
+    device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            source, dtype=torch.float16 if cuda else torch.float32, safety_checker=None
-        )
+        pipeline = DiffusionPipeline.from_pretrained(source, dtype=dtype, safety_checker=None)
         wanted = _PIPELINES[_FAMILY[direction]]
         if type(pipeline).__name__ == wanted:
-            pipeline.to("cuda" if cuda else "cpu")
+            pipeline.to(device)
             pipeline.vae.to(memory_format=torch.channels_last)  # a fifth less time a slice on two AVX2 cores
-            return describe(pipeline, source)
+            sharp = load_sharp(source, dtype)
+            return describe(pipeline, source, sharp.to(device) if sharp else None)
     except Exception as error:  # diffusers, safetensors, the hub and json each have their own
         raise CheckpointError(
             f"The checkpoint {source} cannot be loaded: it is missing, incomplete or damaged "
@@ -143,8 +146,19 @@ def load(source: str, direction: str) -> Checkpoint:
     raise CheckpointError(f"The checkpoint {source} is a {type(pipeline).__name__}; this tab needs a {wanted}.")
 
 
-def describe(pipeline: DiffusionPipeline, source: str = "memory") -> Checkpoint:
-    """The facts that translation needs about a pipeline, read from its configs."""
+def load_sharp(source: str, dtype: torch.dtype) -> UNet2DConditionModel | None:
+    """The UNet of a checkpoint's sharp variant, or None where its mediffuse.json tells of none."""
+    from diffusers import UNet2DConditionModel
+
+    if "sharp" not in details(source).get("speeds", UNTOLD_SPEEDS):
+        return None
+    return UNet2DConditionModel.from_pretrained(source, subfolder="unet", variant=SHARP, dtype=dtype)
+
+
+def describe(
+    pipeline: DiffusionPipeline, source: str = "memory", sharp: UNet2DConditionModel | None = None
+) -> Checkpoint:
+    """The facts that translation needs about a pipeline, read from its configs; `sharp` as in `Checkpoint`."""
     pipeline.set_progress_bar_config(disable=True)
     scheduler = pipeline.scheduler.config
     one_step = (
@@ -153,9 +167,8 @@ def describe(pipeline: DiffusionPipeline, source: str = "memory") -> Checkpoint:
         and scheduler.get("timestep_spacing") == "trailing"
     )
     size = int(pipeline.unet.config.sample_size) * int(pipeline.vae_scale_factor)
-    facts = details(source)
-    sharp = "sharp" in facts.get("speeds", UNTOLD_SPEEDS)
-    return Checkpoint(source, pipeline, size, one_step, _thresholds(source), sharp, facts.get("mean_noise"))
+    mean_noise = details(source).get("mean_noise")
+    return Checkpoint(source, pipeline, size, one_step, _thresholds(source), sharp, mean_noise)
 
 
 def _thresholds(source: str) -> Thresholds:

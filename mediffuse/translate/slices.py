@@ -185,7 +185,7 @@ def _check(checkpoint: Checkpoint, speed: str) -> None:
     if speed == "sharp" and not checkpoint.sharp:
         raise CheckpointError(
             f"The checkpoint {checkpoint.source} has no sharp variant: train/onestep.py makes one with "
-            "--sharp-share. Choose the speed Fast or Diffusion."
+            "--sharp. Choose the speed Fast or Diffusion."
         )
 
 
@@ -256,7 +256,7 @@ def _run(
     pipeline = checkpoint.pipeline
     device, dtype = pipeline.unet.device, pipeline.unet.dtype
     arguments = {
-        "prompt": [prompt_for(direction, settings.contrast, settings.speed == "sharp")] * len(images),
+        "prompt": [prompt_for(direction, settings.contrast)] * len(images),
         "image": torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(device, dtype),
         "latents": start.latents.to(device, dtype),
         "num_inference_steps": start.steps,
@@ -268,13 +268,15 @@ def _run(
         arguments["controlnet_conditioning_scale"] = float(settings.control)
     else:
         arguments["image_guidance_scale"] = settings.image_guidance
-    trained = pipeline.scheduler
+    trained, unet = pipeline.scheduler, pipeline.unet
     pipeline.scheduler = start.scheduler or trained
+    if settings.speed == "sharp":
+        pipeline.unet = checkpoint.sharp
     try:
         with half_precision(device):
             made = pipeline(**arguments).images
     finally:
-        pipeline.scheduler = trained
+        pipeline.scheduler, pipeline.unet = trained, unet
     return made if output_type == "latent" else np.asarray(made, np.float32)
 
 

@@ -1,7 +1,9 @@
+import copy
 import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 from mediffuse.image.contours import Thresholds
 from mediffuse.image.intensity import MR_OUTPUT_LIMITS
@@ -135,11 +137,16 @@ def test_one_step_is_refused_to_a_model_not_trained_for_it(ct):
 def test_sharp_is_another_step_of_a_model_that_knows_it(translator, ct):
     with pytest.raises(CheckpointError, match="no sharp variant"):
         translator.translate(ct, "ct2mr", Settings("sharp"))
-    knowing = dataclasses.replace(translator.checkpoints.get("ct2mr"), sharp=True)
+    known = translator.checkpoints.get("ct2mr")
+    own = known.pipeline.unet
+    knowing = dataclasses.replace(known, sharp=copy.deepcopy(own))
+    with torch.no_grad():
+        knowing.sharp.conv_out.weight.mul_(0.5)
     images = np.random.default_rng(0).random((1, 64, 64, 3), np.float32)
     sharp, again = (generate(knowing, "ct2mr", images, Settings("sharp", seed=s)) for s in (1, 2))
     np.testing.assert_array_equal(sharp, again)
     assert np.abs(sharp - generate(knowing, "ct2mr", images, Settings(mirror=False))).max() > 0
+    assert known.pipeline.unet is own
 
 
 @pytest.mark.parametrize("mean_noise", [None, 0.2])
@@ -160,8 +167,6 @@ def test_diffusion_starts_near_the_fast_translation(translator, direction, mean_
 
 
 def test_a_late_start_keeps_the_trained_noise_levels(translator):
-    import torch
-
     from mediffuse.translate.slices import LATE_START, _late_start
 
     scheduler = translator.checkpoints.get("ct2mr").pipeline.scheduler
