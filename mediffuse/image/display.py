@@ -23,7 +23,8 @@ ERROR_SCALE = {"CT": 500.0, "MR": 0.5 * (MR_OUTPUT_LIMITS[1] - MR_OUTPUT_LIMITS[
 maps can be compared."""
 
 UNCERTAINTY_SCALE = {"CT": 250.0, "MR": 0.25 * (MR_OUTPUT_LIMITS[1] - MR_OUTPUT_LIMITS[0])}
-SHOWN_SIDE = 512
+SHOWN_SIDE, MOST_SIDE = 512, 4096
+"""Pixels of the longer side of a picture: it is enlarged to the first, and reduced to the second."""
 
 
 def picture(
@@ -58,9 +59,9 @@ def uncertainty_map(deviation: np.ndarray, modality: str, spacing=(1.0, 1.0)) ->
 
 
 def enlarge(image: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> np.ndarray:
-    """Make pixels square (spacing is mm per row and column) and the longer side `SHOWN_SIDE` or more."""
+    """Make pixels square (spacing is mm per row and column) and the longer side `SHOWN_SIDE` to `MOST_SIDE`."""
     height, width = (n * mm / min(spacing) for n, mm in zip(image.shape[:2], spacing, strict=True))
-    scale = max(1.0, SHOWN_SIDE / max(height, width))
+    scale = min(max(1.0, SHOWN_SIDE / max(height, width)), MOST_SIDE / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
 

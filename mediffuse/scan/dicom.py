@@ -14,10 +14,12 @@ import numpy as np
 
 from mediffuse.scan import plausibility
 from mediffuse.scan.archive import MAX_FILES
+from mediffuse.scan.nrrd_mha import LPS_TO_RAS
 from mediffuse.scan.types import MODALITIES, ScanError, check_size
 
 ENDINGS = (".dcm", ".ima")
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
+MOST_PLANES = 4000
+"""Slices of a series at most, with those that are missing."""
 KEPT_TAGS = (
     "0008|0020",  # study date
     "0008|0030",  # study time
@@ -229,6 +231,11 @@ def _grid(along: np.ndarray) -> tuple[np.ndarray, int, list[str]]:
     """An even grid for slices at `along` (mm, rising): (where each of its planes lies, as a fractional
     number of a slice; how many are missing slices; what to warn of)."""
     steps = np.diff(along)
+    if along[-1] - along[0] > MOST_PLANES * np.median(steps):
+        raise ScanError(
+            f"Its slices lie up to {steps.max():.0f} mm apart, and most {np.median(steps):.3g} mm: they are no one "
+            "volume. Export one series of it again."
+        )
     numbers = np.concatenate([[0], np.cumsum(np.maximum(1, np.round(steps / np.median(steps))))])
     step = (along[-1] - along[0]) / numbers[-1]
     if np.abs(along - along[0] - numbers * step).max() <= 0.1 * step:

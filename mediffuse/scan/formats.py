@@ -1,8 +1,7 @@
-"""Pictures, NIfTI, NRRD and MHA, by what is in the file."""
+"""What kind of scan a file is; pictures and NIfTI."""
 
 from __future__ import annotations
 
-import re
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +13,12 @@ from PIL import Image
 
 from mediffuse.image.ct_picture import guess_picture_modality, guess_png_window, png_ct_to_hu
 from mediffuse.scan.dicom import ENDINGS as DICOM_ENDINGS
-from mediffuse.scan.dicom import from_sitk, is_dicom
+from mediffuse.scan.dicom import is_dicom
 from mediffuse.scan.types import MAX_PIXELS, MIN_SIDE, Scan, ScanError, canonical, check_size, from_shown
 
 PICTURES = (".png", ".jpg", ".jpeg")
-_NIFTI, _ITK = (".nii.gz", ".nii"), (".nrrd", ".mha")
-VOLUMES = (*_NIFTI, *_ITK)
+_NIFTI = (".nii.gz", ".nii")
+VOLUMES = (*_NIFTI, ".nrrd", ".mha")
 
 
 def stem_of(name: str) -> str:
@@ -29,9 +28,9 @@ def stem_of(name: str) -> str:
 
 
 def kind_of(path: Path) -> str:
-    """ "picture", "nifti", "itk", "dicom" or "zip", by name and first bytes. Raises ScanError for anything else."""
+    """ "picture", "nifti", "nrrd", "mha", "dicom" or "zip", by name and first bytes. Raises ScanError for others."""
     name = path.name.lower()
-    for kind, endings in (("picture", PICTURES), ("nifti", _NIFTI), ("itk", _ITK)):
+    for kind, endings in (("picture", PICTURES), ("nifti", _NIFTI), ("nrrd", (".nrrd",)), ("mha", (".mha",))):
         if name.endswith(endings):
             return kind
     if is_dicom(path):
@@ -109,8 +108,8 @@ _NIFTI_ERRORS = (
 )
 
 
-def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(voxels float32 (X, Y, Z), affine to RAS mm) of a NIfTI file. Raises ScanError."""
+def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """(voxels float32 (X, Y, Z), affine to RAS mm, warnings) of a NIfTI file. Raises ScanError."""
     try:
         image = nib.load(path)
         shape = image.shape
@@ -128,29 +127,11 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise
     except _NIFTI_ERRORS as error:
         raise ScanError(f"{path.name} cannot be read as NIfTI: it is damaged or cut short. Copy it again.") from error
-    return voxels, np.asarray(image.affine, float)
+    placed = any(int(image.header.get(code, 1)) for code in ("qform_code", "sform_code"))
+    return voxels, np.asarray(image.affine, float), [] if placed else [_NO_PLACE]
 
 
-def read_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(voxels float32 (X, Y, Z), affine to RAS mm) of an NRRD or MetaImage file. Raises ScanError."""
-    import SimpleITK as sitk
-
-    with path.open("rb") as file:
-        header = file.read(1 << 16)
-    # A header may name another file of this machine as its voxels.
-    local = re.search(rb"^ElementDataFile\s*=\s*LOCAL\s*$", header, re.MULTILINE | re.IGNORECASE)
-    detached = re.search(rb"^data ?file:", header.split(b"\n\n")[0].split(b"\r\n\r\n")[0], re.MULTILINE | re.IGNORECASE)
-    if detached or (path.suffix.lower() == ".mha" and not local):
-        raise ScanError(f"{path.name} is a header whose voxels are in another file. Save it as one file.")
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-        if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
-            raise ScanError(f"{path.name} is no 3D volume of single values. Save one volume of it and use that.")
-        check_size(reader.GetSize(), path.name)
-        return from_sitk(reader.Execute())
-    except ScanError:
-        raise
-    except RuntimeError as error:
-        raise ScanError(f"{path.name} cannot be read: it is damaged or cut short. Copy it again.") from error
+_NO_PLACE = (
+    "Its header gives no position (qform and sform are unset): which side is left was guessed. "
+    "Export it with its geometry."
+)

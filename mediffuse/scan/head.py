@@ -9,6 +9,9 @@ from mediffuse.image.intensity import TISSUE_HU
 TISSUE_SHARE = 0.1
 """Share of an MR's range from black to white from which on a voxel is tissue or bone and not air."""
 
+MOST = 300
+"""Samples of a scan along an axis at most: a head of 2 mm samples has half as many."""
+
 
 def tissue_from(modality: str, limits: tuple[float, float] | None) -> float:
     """The value from which on a voxel is tissue, in HU or in the MR's own units; `limits` are for MR."""
@@ -23,19 +26,19 @@ def head_bounds(voxels: np.ndarray, spacing: np.ndarray, tissue: float) -> tuple
 
     spacing: mm per voxel along each axis. tissue: the value from which on a voxel is tissue.
     """
-    step = _step(spacing, 4)
+    step = _step(voxels.shape, spacing, 4)
     head = _largest_region(voxels, step, tissue)
     if head is None:
         return None
-    found = np.argwhere(head)
-    return found.min(0) * step, (found.max(0) + 1) * step
+    within = [np.flatnonzero(head.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+    return np.array([w[0] for w in within]) * step, np.array([w[-1] + 1 for w in within]) * step
 
 
 def head_mask(voxels: np.ndarray, spacing: np.ndarray, tissue: float) -> np.ndarray:
     """Where the head is, bool (X, Y, Z), to about 2 mm and with its holes filled; otherwise as `head_bounds`."""
     from scipy import ndimage
 
-    step = _step(spacing, 2)
+    step = _step(voxels.shape, spacing, 2)
     head = _largest_region(voxels, step, tissue)
     if head is None:
         return np.zeros(voxels.shape, bool)
@@ -46,9 +49,9 @@ def head_mask(voxels: np.ndarray, spacing: np.ndarray, tissue: float) -> np.ndar
     return head[np.ix_(*(np.arange(n) // s for n, s in zip(voxels.shape, step, strict=True)))]
 
 
-def _step(spacing: np.ndarray, mm: float) -> tuple[int, ...]:
-    """Every how many voxels along each axis make about `mm`."""
-    return tuple(max(1, round(mm / side)) for side in spacing)
+def _step(shape: tuple[int, ...], spacing: np.ndarray, mm: float) -> tuple[int, ...]:
+    """Every how many voxels along each axis make about `mm`; more where that would leave over `MOST` of them."""
+    return tuple(max(1, round(mm / side), -(-n // MOST)) for n, side in zip(shape, spacing, strict=True))
 
 
 def _largest_region(voxels: np.ndarray, step: tuple[int, ...], tissue: float) -> np.ndarray | None:

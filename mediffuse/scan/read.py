@@ -12,7 +12,8 @@ from mediffuse.directions import WITH_ARTICLE
 from mediffuse.image.intensity import TISSUE_HU, mr_limits
 from mediffuse.scan.archive import unpacked
 from mediffuse.scan.dicom import find_series, known_tags, read_file, read_series
-from mediffuse.scan.formats import PICTURES, VOLUMES, kind_of, read_itk, read_nifti, read_picture
+from mediffuse.scan.formats import PICTURES, VOLUMES, kind_of, read_nifti, read_picture
+from mediffuse.scan.nrrd_mha import read_mha, read_nrrd
 from mediffuse.scan.plausibility import oddities
 from mediffuse.scan.types import MODALITIES, Scan, ScanError, SeveralSeriesError, canonical
 
@@ -37,7 +38,7 @@ def read_scan(
         raise ScanError(f"There is no file {path.name}.")
     if path.stat().st_size == 0:
         raise ScanError(f"{path.name} is empty (0 bytes). Was the upload or copy cut short?")
-    kind, stated, tags = kind_of(path), None, {}
+    kind, stated, tags, warnings = kind_of(path), None, {}, []
     if kind == "zip":
         with unpacked(path) as folder:
             return _read_folder(folder, path.name, modality, shown, series)
@@ -48,9 +49,9 @@ def read_scan(
         voxels, affine, stated = read_file(path)
         tags = known_tags(path)
     else:
-        voxels, affine = (read_nifti if kind == "nifti" else read_itk)(path)
+        voxels, affine, warnings = {"nifti": read_nifti, "nrrd": read_nrrd, "mha": read_mha}[kind](path)
     scan = replace(canonical(voxels, affine, modality, kind, path.name), tags=tags)
-    return _checked(scan, stated if stated in MODALITIES else None, allow_constant=allow_constant)
+    return _checked(scan, stated if stated in MODALITIES else None, warnings, allow_constant)
 
 
 def _checked(

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.spaces import vox2out_vox
 
-from mediffuse.scan.types import Scan, check_size
+from mediffuse.scan.types import MAX_VOXELS, Scan, check_size
 
 OBLIQUE_DEGREES = 20.0
 """From this angle between the scan's axes and the patient's on, slices are taken on a grid along the
@@ -18,8 +18,8 @@ patient's axes: the models know heads that lie about straight."""
 SLAB_MM = 60.0
 """A scan thinner than this stays on its own axes: slices across it would show strips of the head."""
 
-REGISTRATION_MM = 3.0
-"""Side of the cubic voxels on which scans are registered."""
+REGISTRATION_MM, MAX_REGISTERED = 3.0, 400**3
+"""Side of the cubic voxels on which scans are registered, and their number at most: 1.2 m each way."""
 
 
 def straightened(scan: Scan) -> Scan:
@@ -31,7 +31,6 @@ def straightened(scan: Scan) -> Scan:
     if scan.kind == "picture" or angle < OBLIQUE_DEGREES or extent.min() < SLAB_MM:
         return scan
     grid = _grid_along_the_patient(scan, scan.spacing)
-    check_size(grid.voxels.shape, scan.name)
     return replace(grid, voxels=resampled(scan, grid, scan.background))
 
 
@@ -61,7 +60,7 @@ def registered(moving: Scan, fixed: Scan) -> tuple[np.ndarray, float]:
 
     images = []
     for scan in (fixed, moving):
-        grid = _grid_along_the_patient(scan, [REGISTRATION_MM] * 3)
+        grid = _grid_along_the_patient(scan, [REGISTRATION_MM] * 3, MAX_REGISTERED)
         image = sitk.GetImageFromArray(np.ascontiguousarray(resampled(scan, grid, scan.background).T))
         image.SetSpacing([float(mm) for mm in grid.spacing])
         image.SetOrigin(grid.affine[:3, 3].tolist())  # in RAS: one frame for both is all that matters
@@ -97,7 +96,11 @@ def registered(moving: Scan, fixed: Scan) -> tuple[np.ndarray, float]:
     return transform, float(np.linalg.norm(moved - points, axis=1).mean())
 
 
-def _grid_along_the_patient(scan: Scan, spacing: Sequence[float]) -> Scan:
-    """A scan of zeros that covers `scan` with voxels of `spacing` (mm) along the patient's axes. Takes no memory."""
+def _grid_along_the_patient(scan: Scan, spacing: Sequence[float], most: int = MAX_VOXELS) -> Scan:
+    """A scan of zeros that covers `scan` with voxels of `spacing` (mm) along the patient's axes. Takes no memory.
+
+    Raises ScanError where that takes more than `most` voxels.
+    """
     shape, affine = vox2out_vox((scan.voxels.shape, scan.affine), spacing)
+    check_size(shape, f"{scan.name}, put upright,", most)
     return replace(scan, voxels=np.broadcast_to(np.float32(0), shape), affine=affine)

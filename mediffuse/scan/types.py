@@ -23,6 +23,9 @@ HEAD_SHARE, MIN_FIELD = 0.88, 200.0
 """Share of the field of view that the head's longer side takes in the training data (median), and
 the smallest field (mm) that a slice is cropped to: at the vertex a head is small."""
 
+MAX_MM = 1e5
+"""No voxel of a scan is larger, and none lies further from the origin."""
+
 MIN_SIDE = 16
 """Shortest side, in pixels, of a slice that is worth translating."""
 
@@ -74,7 +77,7 @@ class Scan:
 
     voxels: float32 (X, Y, Z), axes turned to run Right, Anterior, Superior as nearly as they do.
     affine: 4x4, voxel indices to world mm (RAS). native_affine/native_shape: as in the file.
-    kind: "picture", "nifti", "itk" (NRRD, MHA) or "dicom". shown: for a picture of a CT, the window it was read with.
+    kind: "picture", "nifti", "nrrd", "mha" or "dicom". shown: for a picture of a CT, the window it was read with.
     limits: MR values that are black and white, those of the whole scan also where this is a part of it; None for CT.
     tags: of a DICOM, what `dicom.known_tags` reads.
     """
@@ -249,7 +252,8 @@ def canonical(voxels: np.ndarray, affine: np.ndarray, modality: str, kind: str, 
     Its MR limits are still to be found. Raises ScanError for an affine that is no position, and for a volume
     too small to show a slice.
     """
-    usable = np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-9
+    usable = np.isfinite(affine).all() and np.abs(affine).max() < MAX_MM
+    usable = usable and abs(np.linalg.det(affine[:3, :3])) > 1e-9
     ornt = nib.io_orientation(affine) if usable else None
     if ornt is None or np.isnan(ornt).any():
         raise ScanError(f"{name} has no usable position or voxel size in its header. Export it again.")

@@ -13,7 +13,8 @@ from typing import NamedTuple, TypedDict
 
 from mediffuse.directions import DIRECTION_TO, modalities
 from mediffuse.machine import shared_work
-from mediffuse.scan import Scan, ScanError, read_scan
+from mediffuse.scan import Scan, ScanError
+from mediffuse.scan.guard import read_scan
 from mediffuse.scan.write import SYNTHETIC_NOTE, write_dicom, write_nifti
 from mediffuse.translate.checkpoints import VARIABLE, CheckpointError, Checkpoints
 from mediffuse.translate.jobs import Job

@@ -10,7 +10,8 @@ from pathlib import Path
 import gradio as gr
 
 from mediffuse.directions import WITH_ARTICLE
-from mediffuse.scan import Scan, ScanError, Slice, read_scan
+from mediffuse.scan import Scan, ScanError, Slice
+from mediffuse.scan.guard import read_scan
 
 
 @functools.lru_cache(maxsize=2)

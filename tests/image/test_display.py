@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mediffuse.image.display import ERROR_SCALE, error_map, picture, uncertainty_map
+from mediffuse.image.display import ERROR_SCALE, MOST_SIDE, enlarge, error_map, picture, uncertainty_map
 
 
 def test_error_map_is_signed_and_saturates():
@@ -22,3 +22,8 @@ def test_pictures_are_isotropic_and_say_synthetic(ct_pixels):
     assert len(different) > 50
     assert different[:, 0].min() > 0.9 * plain.shape[0]  # at the lower edge only
     assert uncertainty_map(np.zeros((30, 30)), "MR").shape == (512, 512, 3)
+
+
+def test_a_picture_has_bounds_however_long_its_pixels_are():
+    assert max(enlarge(np.zeros((4, 512), np.uint8), (1000.0, 0.01)).shape) <= MOST_SIDE
+    assert max(enlarge(np.zeros((20, 20), np.uint8), (1.0, 1.0)).shape) == 512

@@ -324,3 +324,13 @@ def test_nrrd_and_mha_lie_where_their_headers_say(ct, tmp_path, suffix):
     np.testing.assert_allclose(found[:3], there, atol=1e-3)
     assert scan.voxels[tuple(there)] == ct.voxels[174, 0, 0]
     assert sorted(scan.voxels.shape) == sorted(ct.voxels.shape)
+
+
+def test_one_slice_far_from_the_others_is_no_volume(series, tmp_path):
+    def far(number, data):
+        if number == 19:
+            data.ImagePositionPatient[2] += 1e6
+        return True
+
+    with pytest.raises(ScanError, match=r"mm apart, and most"):
+        read_scan(rewritten(series, tmp_path / "far", far), "CT")

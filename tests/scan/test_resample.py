@@ -1,11 +1,13 @@
 """Scans on other grids."""
 
+import tracemalloc
 from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from mediffuse.scan import ScanError
 from mediffuse.scan.resample import registered, straightened
 from tests.conftest import rotation
 
@@ -28,3 +30,19 @@ def test_registration_finds_a_known_turn(ct, mr):
     )
     _, still = registered(mr, ct)
     assert still < 2.5
+
+
+def test_large_voxels_do_not_make_a_large_grid(ct):
+    huge = replace(ct, affine=np.diag([60.0, 60, 60, 1]))
+    with pytest.raises(ScanError, match="too large to read here"):
+        registered(huge, huge)
+
+
+def test_the_head_is_sought_in_few_samples_however_large_the_voxels_are(ct):
+    wide = replace(ct, voxels=np.broadcast_to(np.float32(40), (512, 512, 1200)), affine=np.diag([5.0, 5, 5, 1]))
+    tracemalloc.start()
+    low, high = wide.head
+    assert tracemalloc.get_traced_memory()[1] < 600 * 2**20
+    tracemalloc.stop()
+    np.testing.assert_array_equal(low, 0)
+    assert all(high >= wide.voxels.shape)
