@@ -24,7 +24,7 @@ from typing import IO
 import numpy as np
 
 from mediffuse.scan.read import read_scan as read_unguarded
-from mediffuse.scan.types import Scan, ScanError, SeveralSeriesError
+from mediffuse.scan.types import LabelMapError, Scan, ScanError, SeveralSeriesError
 
 MAX_WORKERS = 3
 """Files that are read at once; more wait."""
@@ -67,6 +67,8 @@ def read_scan(
         raise SeveralSeriesError(name, answer["choices"])
     if error == "value":
         raise ValueError(answer["text"])
+    if error == "label":
+        raise LabelMapError(answer["text"])
     if error == "scan":
         raise ScanError(answer["text"])
     raise ScanError(f"{name} {_REASONS[error]}")
@@ -213,6 +215,8 @@ def _answer(request: dict, memory: IO[bytes]) -> dict:
         return {"scan": _plain(scan, memory)}
     except SeveralSeriesError as error:
         return {"error": "several", "choices": error.choices}
+    except LabelMapError as error:
+        return {"error": "label", "text": str(error)}
     except ScanError as error:
         return {"error": "memory" if _lacked_memory(error) else "scan", "text": str(error)}
     except MemoryError:
