@@ -1,8 +1,9 @@
-"""Unpack a zip within bounds, and the zips in it."""
+"""Unpack a zip within bounds, and the zips in it; or one file that is packed by gzip."""
 
 from __future__ import annotations
 
 import contextlib
+import gzip
 import lzma
 import os
 import re
@@ -81,7 +82,13 @@ class _Unpacking:
         self.bytes = self.files = self.folders = 0
 
     def add(self, file: BinaryIO, depth: int) -> None:
-        """Unpack an open zip; raises what `zipfile` does, and ScanError for too much."""
+        """Unpack an open zip, or a file packed by gzip; raises what `zipfile` does, and ScanError for too much."""
+        if file.read(2) == b"\x1f\x8b":
+            file.seek(0)
+            name = self.name.removesuffix(".gz") or "scan"
+            with gzip.open(file) as source, free_place(self.folder, name).open("wb") as sink:
+                self._copy(source, sink)
+            return
         with zipfile.ZipFile(file) as archive:
             members = [m for m in archive.infolist() if not m.is_dir() and not _hidden(m.filename)]
             self.files += len(members)

@@ -116,7 +116,7 @@ def _affine(frames: list[Frame], count: int) -> np.ndarray:
     affine = np.eye(4)
     affine[:3, 0] = first.axes[0] * across
     affine[:3, 1] = first.axes[1] * down
-    step = first.axes[2] * (first.apart or 1.0)
+    step = first.axes[2] * (first.thickness or first.apart or 1.0)
     affine[:3, 2] = step if count == 1 else (_position(last) - _position(first)) / (count - 1)
     affine[:3, 3] = _position(first)
     affine[:3] = LPS_TO_RAS @ affine[:3]

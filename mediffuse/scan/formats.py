@@ -16,7 +16,7 @@ from PIL import Image
 
 from mediffuse.image.ct_picture import guess_picture_modality, guess_png_window, png_ct_to_hu
 from mediffuse.scan.headers import ENDINGS as DICOM_ENDINGS
-from mediffuse.scan.headers import is_dicom
+from mediffuse.scan.headers import begins_dicom
 from mediffuse.scan.types import MAX_PIXELS, MIN_SIDE, Scan, ScanError, canonical, check_size, from_shown
 
 PICTURES = (".png", ".jpg", ".jpeg")
@@ -91,17 +91,18 @@ def _kind_by_content(path: Path) -> str | None:
         return "pair" if magic in (b"ni1", b"ni2") or path.name.lower().endswith(".hdr") else None
     if head[:4] == b"\0\0\0\1" and path.name.lower().endswith((".mgz", ".mgh")):
         return "mgh"
-    if packed:
-        return None
     if head[:2] == b"PK":
         return "zip"
+    kind = None
     if head.startswith(_PICTURE_STARTS):
-        return "picture"
-    if head.startswith(b"NRRD000"):
-        return "nrrd"
-    if re.match(rb"\s*(ObjectType|NDims)\s*=", head):
-        return "mha"
-    return "dicom" if is_dicom(path) else None
+        kind = "picture"
+    elif head.startswith(b"NRRD000"):
+        kind = "nrrd"
+    elif re.match(rb"\s*(ObjectType|NDims)\s*=", head):
+        kind = "mha"
+    elif begins_dicom(head):
+        kind = "dicom"
+    return "zip" if kind and packed else kind  # one file, packed by gzip
 
 
 def read_picture(path: Path, modality: str, shown: str) -> tuple[Scan, str | None]:
@@ -244,9 +245,14 @@ def _is_placed(image) -> bool:
     return isinstance(header, nib.Nifti1Header) and bool(header["qform_code"] or header["sform_code"])
 
 
+_WITHOUT_MEANING = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
+"""What a header may hold that says it has no position."""
+
+
 def place_of(path: Path) -> dict:
     """How a NIfTI says where it lies, for those that are made of it: "codes" of qform and sform, "qform" (4, 4) as
-    lists or None, "units" of length by NIfTI's number. Empty for other files, and damaged ones."""
+    lists or None, "units" of length by NIfTI's number; of one that says nothing also the "fields" and "qfac" that it
+    holds all the same. Empty for other files, and damaged ones."""
     try:
         with contextlib.ExitStack() as files:
             header = _opened(path, files).header
@@ -255,7 +261,9 @@ def place_of(path: Path) -> dict:
             qform = header.get_qform(coded=True)[0]
             codes = [int(header["qform_code"]), int(header["sform_code"])]
             units = int(header["xyzt_units"]) & 7
-            return {"codes": codes, "qform": None if qform is None else qform.tolist(), "units": units}
+            fields = {} if any(codes) else {name: header[name].tolist() for name in _WITHOUT_MEANING}
+            place = {"codes": codes, "qform": None if qform is None else qform.tolist(), "units": units}
+            return {**place, "fields": fields, "qfac": float(header["pixdim"][0])}
     except (ScanError, *_NIFTI_ERRORS):
         return {}
 

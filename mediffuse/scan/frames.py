@@ -163,7 +163,7 @@ def frames_of(path: Path) -> list[Frame]:
     """The images of a DICOM file; none for what is no DICOM, or holds no image. Raises ScanError for too many."""
     header = read_header(path, _KEYWORDS)
     try:
-        if header is None or not header.get("SeriesInstanceUID") or not header.get("Rows"):
+        if header is None or not header.get("Rows"):
             return []
         count = int(header.get("NumberOfFrames") or 1)
         if count > MAX_FRAMES:
@@ -246,7 +246,7 @@ def _frame(path: Path, number: int, of: int, said: _Said) -> Frame:
         path=path,
         number=number,
         of=of,
-        series=said.text("SeriesInstanceUID"),
+        series=said.text("SeriesInstanceUID") or "unnamed",
         sop=said.text("SOPInstanceUID"),
         modality=modality,
         description=said.text("SeriesDescription"),

@@ -59,13 +59,17 @@ _FIRST_VRS = (b"UL", b"OB", b"UI", b"CS", b"SH", b"LO", b"DA", b"TM", b"DT", b"A
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM by its first bytes: with a preamble, or without."""
+    """Whether a file is DICOM by its first bytes."""
     try:
         with path.open("rb") as file:
-            head = file.read(132)
+            return begins_dicom(file.read(132))
     except OSError:
         return False
-    return head[128:] == b"DICM" or _begins_a_dataset(head)
+
+
+def begins_dicom(head: bytes) -> bool:
+    """Whether the first 132 bytes of a file are those of a DICOM: with a preamble, or without."""
+    return head[128:132] == b"DICM" or _begins_a_dataset(head)
 
 
 def _begins_a_dataset(head: bytes) -> bool:

@@ -178,7 +178,7 @@ def _checked(
         raise ScanError(f"{scan.name} has voxels that are not numbers (NaN or infinite). Export it again.")
     if scan.voxels.min() == scan.voxels.max() and not allow_constant:
         raise ScanError(f"{scan.name} is one constant value: there is nothing to see in it.")
-    if scan.kind != "picture" and not allow_constant and is_label_map(scan.voxels):
+    if scan.kind not in ("picture", "dicom") and not allow_constant and is_label_map(scan.voxels):
         raise LabelMapError(f"{scan.name} is a mask or label map (few values, in patches). Choose the scan itself.")
     if scan.modality == "MR":
         # A picture is taken as it is scaled.

@@ -241,6 +241,11 @@ class Scan:
             if image.shape == tuple(self.native_shape):
                 image.set_sform(None, 0)
                 image.set_qform(None, 0)
+                image.header["pixdim"][0] = self.place["qfac"]
+                for name, value in self.place["fields"].items():
+                    image.header[name] = value
+                for row in ("srow_x", "srow_y", "srow_z"):
+                    image.header[row] = 0
         else:
             image.set_sform(image.affine if scode else None, scode)
             image.set_qform(np.array(qform) @ shift if qcode else None, qcode)
