@@ -250,12 +250,15 @@ _WITHOUT_MEANING = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset
 
 
 def place_of(path: Path) -> dict:
-    """How a NIfTI says where it lies, for those that are made of it: "codes" of qform and sform, "qform" (4, 4) as
-    lists or None, "units" of length by NIfTI's number; of one that says nothing also the "fields" and "qfac" that it
-    holds all the same. Empty for other files, and damaged ones."""
+    """How a NIfTI says where it lies, for what is made of it; empty for other files, and damaged ones.
+
+    codes: of qform and sform. qform: (4, 4) as lists, or None. units: of length, by NIfTI's number. spacing: along the
+    first axis, in those. qfac, fields: what a header holds all the same that says it has no position.
+    """
     try:
         with contextlib.ExitStack() as files:
-            header = _opened(path, files).header
+            image = _opened(path, files)
+            header = image.header
             if not isinstance(header, nib.Nifti1Header):
                 return {}
             qform = header.get_qform(coded=True)[0]
@@ -263,7 +266,8 @@ def place_of(path: Path) -> dict:
             units = int(header["xyzt_units"]) & 7
             fields = {} if any(codes) else {name: header[name].tolist() for name in _WITHOUT_MEANING}
             place = {"codes": codes, "qform": None if qform is None else qform.tolist(), "units": units}
-            return {**place, "fields": fields, "qfac": float(header["pixdim"][0])}
+            spacing = float(np.linalg.norm(image.affine[:3, 0]))
+            return {**place, "spacing": spacing, "fields": fields, "qfac": float(header["pixdim"][0])}
     except (ScanError, *_NIFTI_ERRORS):
         return {}
 

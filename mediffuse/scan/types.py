@@ -248,7 +248,8 @@ class Scan:
                     image.header[row] = 0
         else:
             image.set_sform(image.affine if scode else None, scode)
-            image.set_qform(np.array(qform) @ shift if qcode else None, qcode)
+            to_mm = np.linalg.norm(self.native_affine[:3, 0]) / self.place["spacing"]
+            image.set_qform(np.diag([to_mm] * 3 + [1]) @ np.array(qform) @ shift if qcode else None, qcode)
         if self.place["units"] == 0:
             image.header["xyzt_units"] = 0
         return image

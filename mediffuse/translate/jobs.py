@@ -165,10 +165,10 @@ def _named_apart(jobs: list[Job]) -> list[Job]:
 
     Raises ValueError if two have one name all the same.
     """
-    counts = Counter(job.name for job in jobs)
+    beside = Counter((job.name, job.path.resolve().parent) for job in jobs)
     jobs = [
         replace(job, name=job.name.with_name(job.path.name.replace(".", "_")))
-        if counts[job.name] > 1 and job.path.is_file()
+        if beside[job.name, job.path.resolve().parent] > 1 and job.path.is_file()
         else job
         for job in jobs
     ]

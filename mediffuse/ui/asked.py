@@ -57,7 +57,7 @@ class AskedSlice:
     truth: str | None = None
     contrast: str = "T1"
     start: str = "mean"
-    series: str | None = None
+    series: str = ""
 
     def settings(self) -> Settings:
         """How to translate, with a seed drawn if a random one is wanted. Raises gr.Error."""
@@ -111,7 +111,7 @@ class AskedVolume:
 
     paths: list[str] | None = None
     direction: str = "ct2mr"
-    series: str | None = None
+    series: str = ""
     contrast: str = "T1"
     speed: str = "fast"
     steps: float = Settings.steps

@@ -91,17 +91,17 @@ def run_buttons(tab: str) -> tuple[gr.Button, gr.Button]:
 
 def series_choice(tab: str) -> gr.Dropdown:
     """Which volume of an upload is meant, shown where there are several; a script may say it at once."""
-    return gr.Dropdown([], value=None, label="Series", visible=False, allow_custom_value=True, elem_id=f"{tab}-series")
+    return gr.Dropdown([], value="", label="Series", visible=False, allow_custom_value=True, elem_id=f"{tab}-series")
 
 
 def no_series() -> gr.Dropdown:
-    return gr.Dropdown([], value=None, visible=False)
+    return gr.Dropdown([], value="", visible=False)
 
 
 def series_asked(error: SeveralSeriesError) -> gr.Dropdown:
     """The choice between what was found."""
     choices = [(title or key, key) for key, title in error.choices.items()]
-    return gr.Dropdown(choices, value=None, visible=True)
+    return gr.Dropdown(choices, value="", visible=True)
 
 
 def score_table(tab: str, label: str) -> gr.Dataframe:
