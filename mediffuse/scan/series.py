@@ -114,11 +114,7 @@ def _series(uid: str, frames: list[Frame]) -> Series:
 
 def _volumes_in(frames: Sequence[Frame]) -> tuple[list[list[Frame]], int]:
     """(the frames of each volume of a series, how many others were copies of one)."""
-    seen, single = set(), []
-    for frame in frames:
-        if not frame.sop or (frame.sop, frame.number) not in seen:
-            single.append(frame)
-            seen.add((frame.sop, frame.number))
+    single = _single(frames)
     copies = len(frames) - len(single)
     alike: list[list[Frame]] = []
     for frame in single:
@@ -136,6 +132,22 @@ def _volumes_in(frames: Sequence[Frame]) -> tuple[list[list[Frame]], int]:
     return volumes, copies
 
 
+def _single(frames: Sequence[Frame]) -> list[Frame]:
+    """Frames without those of files that are there twice: of one SOPInstanceUID and, for many frames, one content."""
+    files: dict[str, set[Path]] = defaultdict(set)
+    for frame in frames:
+        files[frame.sop].add(frame.path)
+    first: dict[tuple[str, bytes | None], Path] = {}
+    kept = []
+    many = {frame.path for frame in frames if frame.of > 1 and len(files[frame.sop]) > 1}
+    content = {path: pixel_bytes(path) for path in many}
+    for frame in frames:
+        original = first.setdefault((frame.sop, content.get(frame.path)), frame.path)
+        if not frame.sop or original == frame.path:
+            kept.append(frame)
+    return kept
+
+
 def _alike(first: Frame, second: Frame) -> bool:
     """Whether two images may be slices of one volume, by their headers."""
     turn = (first.orientation is None) == (second.orientation is None)
@@ -143,6 +155,7 @@ def _alike(first: Frame, second: Frame) -> bool:
 
 
 _REPEATS: tuple[tuple[str, Callable[[Frame], str]], ...] = (
+    ("file", lambda frame: frame.path.name if frame.of > 1 else ""),
     ("time", lambda frame: frame.time),
     ("stack", lambda frame: frame.stack),
     ("acquisition", lambda frame: frame.acquisition),

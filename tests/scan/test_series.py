@@ -289,6 +289,17 @@ def test_frames_of_several_kinds_in_one_file(slices, mr, tmp_path):
     np.testing.assert_array_equal(read_scan(path, "MR", series=[*caught.value.choices][1]).voxels, mr.voxels)
 
 
+def test_frames_of_several_files_are_not_mixed(slices, ct, tmp_path):
+    """Even where they say one series and one instance; a copy of a file is none of its own."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for name, numbers in (("all.dcm", range(20)), ("copy.dcm", range(20)), ("upper.dcm", range(19, 0, -1))):
+        enhanced([slices["CT"][n] for n in numbers], folder / name, "CT")
+    scan = read_scan(folder, "CT")
+    np.testing.assert_array_equal(scan.voxels, ct.voxels)
+    assert "19 images of this series were left out: an incomplete acquisition" in scan.warnings[0]
+
+
 def test_a_file_of_frames_without_groups_says_what_is_assumed(slices, ct, tmp_path):
     one = copy.deepcopy(slices["CT"][0])
     one.NumberOfFrames = 20
