@@ -21,7 +21,6 @@ from mediffuse.scan.types import MAX_PIXELS, MIN_SIDE, Scan, ScanError, canonica
 
 PICTURES = (".png", ".jpg", ".jpeg")
 _NIFTI = (".nii.gz", ".nii")
-VOLUMES = (*_NIFTI, ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".hdr", ".img")
 DATA_OF = {".raw": "an .mhd or .nhdr", ".zraw": "an .mhd", ".img": "a .hdr"}
 """Files that hold voxels alone, and what says how they are to be read."""
 
