@@ -24,9 +24,17 @@ def open_scan(path: str | None, modality: str, window: str = "auto") -> Scan:
     if not path:
         raise gr.Error(f"First choose a {modality} scan, or click an example.", duration=10, print_exception=False)
     try:
-        return _read(path, Path(path).stat().st_mtime_ns, modality, window)
+        return _read(path, _changed(path), modality, window)
     except ScanError as error:
         raise gr.Error(str(error), duration=None, print_exception=False) from error
+
+
+def _changed(path: str) -> int:
+    """When a file was changed (ns); 0 where it is not there, which reading it says."""
+    try:
+        return Path(path).stat().st_mtime_ns
+    except (OSError, ValueError):
+        return 0
 
 
 def slice_of(scan: Scan, index: float | None) -> Slice:
