@@ -30,11 +30,11 @@ from mediffuse.scan.types import MODALITIES, Scan, ScanError
 MAX_AT_ONCE = 3
 """Calls that are made at once; more wait."""
 
-SECONDS, SECONDS_PER_MIB, SECONDS_PER_FILE = 3.0, 0.5, 0.05
+SECONDS, SECONDS_PER_MIB, SECONDS_PER_FILE = 1.5, 0.5, 0.05
 BYTES, BYTES_PER_BYTE, MOST_BYTES = 3 << 29, 60, 8 << 30
 """Processor time and memory that a call may take, and what it may take more for the size and number of its files."""
 
-WALL = 4
+WALL = 2
 """How many times its processor time a call may take on a busy machine until it counts as hanging."""
 
 Result = TypeVar("Result")

@@ -26,6 +26,9 @@ the smallest field (mm) that a slice is cropped to: at the vertex a head is smal
 MAX_MM = 1e5
 """No voxel of a scan is larger, and none lies further from the origin."""
 
+MAX_SIDE = 32767
+"""Most voxels along an axis: a NIfTI, as which results are written, has 16 bits for them."""
+
 MIN_SIDE = 16
 """Shortest side, in pixels, of a slice that is worth translating."""
 
@@ -236,10 +239,10 @@ def _size(scan: Scan) -> str:
 
 
 def check_size(shape, name: str, most: int = MAX_VOXELS) -> None:
-    """Raise ScanError for a volume or picture that a header claims, and that cannot be read."""
+    """Raise ScanError for a volume or picture that a header claims, and that cannot be read or written."""
     if min(shape) < 1:
         raise ScanError(f"{name} has a side of zero voxels. Export it again.")
-    if math.prod(int(n) for n in shape) > most:
+    if math.prod(int(n) for n in shape) > most or max(shape) > MAX_SIDE:
         raise ScanError(
             f"{name} says it is {' x '.join(map(str, shape))} in size; that is too large to read here. "
             "Crop or resample it first."

@@ -117,7 +117,8 @@ def test_errors_keep_what_they_say_beside_their_text(two_series):
     assert str(several.value).startswith("both.zip holds 2 series")
 
 
-def test_several_are_read_at_once_and_a_slow_one_does_not_block(tmp_path):
+def test_several_are_read_at_once_and_a_slow_one_does_not_block(tmp_path, monkeypatch):
+    monkeypatch.setattr(guard, "SECONDS", 60)
     path = tmp_path / "long.nii.gz"
     volume_of_zeros(path, (512, 512, 600), np.uint8, 600)
     slow = threading.Thread(target=guard.read_scan, args=(path, "CT"))
