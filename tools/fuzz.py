@@ -69,7 +69,7 @@ SIDE = 20
 
 
 @cache
-def _voxels() -> np.ndarray:
+def voxels() -> np.ndarray:
     """A ball in air, int16 HU (SIDE, SIDE, SIDE)."""
     place = np.indices((SIDE, SIDE, SIDE)) - SIDE / 2
     ball = (place**2).sum(0) < (0.4 * SIDE) ** 2
@@ -77,10 +77,10 @@ def _voxels() -> np.ndarray:
 
 
 @cache
-def _nifti() -> bytes:
+def nifti() -> bytes:
     import nibabel as nib
 
-    return nib.Nifti1Image(_voxels(), np.diag([-8.0, 8, 8, 1])).to_bytes()
+    return nib.Nifti1Image(voxels(), np.diag([-8.0, 8, 8, 1])).to_bytes()
 
 
 NRRD = "NRRD0004\ntype: short\ndimension: 3\nsizes: 20 20 20\nencoding: {encoding}\nendian: little\n{more}\n"
@@ -92,28 +92,29 @@ MHA = (
 )
 
 
-def _raw() -> bytes:
-    return _voxels().tobytes(order="F")
+def raw() -> bytes:
+    return voxels().tobytes(order="F")
 
 
-def _nrrd(encoding: str = "raw", more: str = PLACE, content: bytes | None = None) -> bytes:
-    return NRRD.format(encoding=encoding, more=more).encode() + (_raw() if content is None else content)
+def nrrd(encoding: str = "raw", more: str = PLACE, content: bytes | None = None) -> bytes:
+    return NRRD.format(encoding=encoding, more=more).encode() + (raw() if content is None else content)
 
 
-def _mha(more: str = "", data: str = "LOCAL", content: bytes | None = None) -> bytes:
-    return MHA.format(more=more, data=data).encode() + (_raw() if content is None else content)
+def mha(more: str = "", data: str = "LOCAL", content: bytes | None = None) -> bytes:
+    return MHA.format(more=more, data=data).encode() + (raw() if content is None else content)
 
 
-def _picture(mode: str, name: str, **options) -> bytes:
+def picture(mode: str, name: str, **options) -> bytes:
     from PIL import Image
 
-    grey = np.clip(np.repeat(np.repeat(_voxels()[:, :, 10], 4, 0), 4, 1) / 8 + 125, 0, 255).astype(np.uint8)
+    grey = np.clip(np.repeat(np.repeat(voxels()[:, :, 10], 4, 0), 4, 1) / 8 + 125, 0, 255).astype(np.uint8)
     image = Image.fromarray(grey.astype(np.uint16) * 200) if mode == "I;16" else Image.fromarray(grey).convert(mode)
     image.save(buffer := io.BytesIO(), name, **options)
     return buffer.getvalue()
 
 
-def _dicom(number: int = 10, syntax: str = "explicit", compressed: bool = False, place: str | None = None) -> bytes:
+@cache
+def dicom(number: int = 10, syntax: str = "explicit", compressed: bool = False, place: str | None = None) -> bytes:
     import pydicom
     from pydicom.dataset import Dataset, FileMetaDataset
 
@@ -129,7 +130,7 @@ def _dicom(number: int = 10, syntax: str = "explicit", compressed: bool = False,
     one.BitsAllocated = one.BitsStored = 16
     one.HighBit, one.PixelRepresentation = 15, 1
     one.RescaleSlope, one.RescaleIntercept = 1, 0
-    one.PixelData = np.ascontiguousarray(_voxels()[:, :, number].T).tobytes()
+    one.PixelData = np.ascontiguousarray(voxels()[:, :, number].T).tobytes()
     one["PixelData"].VR = "OW"
     one.file_meta = FileMetaDataset()
     one.file_meta.TransferSyntaxUID = {
@@ -143,7 +144,7 @@ def _dicom(number: int = 10, syntax: str = "explicit", compressed: bool = False,
     return buffer.getvalue()
 
 
-def _zip(files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+def zipped(files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
     with zipfile.ZipFile(buffer := io.BytesIO(), "w", method) as archive:
         for name, content in files.items():
             archive.writestr(name, content)
@@ -153,26 +154,26 @@ def _zip(files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
 @cache
 def good() -> dict[str, Case]:
     """Files that can be read, by kind."""
-    packed = zlib.compress(_raw())
+    packed = zlib.compress(raw())
     files = {
-        "nifti": ("a.nii", _nifti()),
-        "nifti gz": ("a.nii.gz", gzip.compress(_nifti())),
-        "nrrd": ("a.nrrd", _nrrd()),
-        "nrrd gz": ("a.nrrd", _nrrd("gzip", content=gzip.compress(_raw()))),
-        "mha": ("a.mha", _mha()),
-        "mha zlib": ("a.mha", _mha(f"CompressedData = True\nCompressedDataSize = {len(packed)}\n", content=packed)),
-        "png": ("a.png", _picture("L", "PNG")),
-        "png 16": ("a.png", _picture("I;16", "PNG")),
-        "png rgba": ("a.png", _picture("RGBA", "PNG")),
-        "jpeg": ("a.jpg", _picture("L", "JPEG")),
-        "jpeg progressive": ("a.jpg", _picture("L", "JPEG", progressive=True)),
-        "dicom": ("a.dcm", _dicom()),
-        "dicom implicit": ("a.dcm", _dicom(syntax="implicit")),
-        "dicom deflated": ("a.dcm", _dicom(syntax="deflated")),
-        "dicom rle": ("a.dcm", _dicom(compressed=True)),
-        "zip of dicom": ("a.zip", _zip({f"s/{n}.dcm": _dicom(n) for n in range(SIDE)})),
-        "zip of nifti": ("a.zip", _zip({"head.nii": _nifti()})),
-        "zip of lzma": ("a.zip", _zip({"head.nii": _nifti()}, zipfile.ZIP_LZMA)),
+        "nifti": ("a.nii", nifti()),
+        "nifti gz": ("a.nii.gz", gzip.compress(nifti())),
+        "nrrd": ("a.nrrd", nrrd()),
+        "nrrd gz": ("a.nrrd", nrrd("gzip", content=gzip.compress(raw()))),
+        "mha": ("a.mha", mha()),
+        "mha zlib": ("a.mha", mha(f"CompressedData = True\nCompressedDataSize = {len(packed)}\n", content=packed)),
+        "png": ("a.png", picture("L", "PNG")),
+        "png 16": ("a.png", picture("I;16", "PNG")),
+        "png rgba": ("a.png", picture("RGBA", "PNG")),
+        "jpeg": ("a.jpg", picture("L", "JPEG")),
+        "jpeg progressive": ("a.jpg", picture("L", "JPEG", progressive=True)),
+        "dicom": ("a.dcm", dicom()),
+        "dicom implicit": ("a.dcm", dicom(syntax="implicit")),
+        "dicom deflated": ("a.dcm", dicom(syntax="deflated")),
+        "dicom rle": ("a.dcm", dicom(compressed=True)),
+        "zip of dicom": ("a.zip", zipped({f"s/{n}.dcm": dicom(n) for n in range(SIDE)})),
+        "zip of nifti": ("a.zip", zipped({"head.nii": nifti()})),
+        "zip of lzma": ("a.zip", zipped({"head.nii": nifti()}, zipfile.ZIP_LZMA)),
     }
     return {kind: Case(kind, *file) for kind, file in files.items()}
 
@@ -267,19 +268,19 @@ DAMAGE = (_cut, _flip_bits, _flip_bits, _overwrite, _overwrite, _insert, _remove
 Forged = tuple[str, bytes]
 
 
-def _header(shape: tuple[int, ...], code: int = 4, bits: int = 16, mm: float = 5.0, rows=None) -> bytes:
+def header(shape: tuple[int, ...], code: int = 4, bits: int = 16, mm: float = 5.0, rows=None) -> bytes:
     """A NIfTI header (352 bytes) that claims `shape`; rows: of its affine."""
-    header = bytearray(_nifti()[:352])
-    struct.pack_into("<8h", header, 40, len(shape), *shape, *[1] * (7 - len(shape)))
-    struct.pack_into("<2h", header, 70, code, bits)
+    head = bytearray(nifti()[:352])
+    struct.pack_into("<8h", head, 40, len(shape), *shape, *[1] * (7 - len(shape)))
+    struct.pack_into("<2h", head, 70, code, bits)
     for row in range(3):
         values = [0.0] * 4
         values[row] = mm
-        struct.pack_into("<4f", header, 280 + 16 * row, *(rows[row] if rows is not None else values))
-    return bytes(header)
+        struct.pack_into("<4f", head, 280 + 16 * row, *(rows[row] if rows is not None else values))
+    return bytes(head)
 
 
-def _zeros(count: int, pack=lambda: zlib.compressobj(9, wbits=31), head: bytes = b"", tail: int = 7) -> bytes:
+def zeros(count: int, pack=lambda: zlib.compressobj(9, wbits=31), head: bytes = b"", tail: int = 7) -> bytes:
     """`head` and `count` bytes, packed: a piece of each MiB is not zero."""
     packer = pack()
     block = b"\x40\x01" * 2000 + bytes((1 << 20) - 4000)
@@ -293,7 +294,7 @@ def large_voxels(rng: Generator) -> Forged:
     """A small file of many large voxels."""
     side = int(rng.choice([200, 320, 400]))
     mm = float(rng.choice([5, 60, 0.01, 900]))
-    return "big.nii.gz", _zeros(2 * side**3, head=_header((side, side, side), mm=mm))
+    return "big.nii.gz", zeros(2 * side**3, head=header((side, side, side), mm=mm))
 
 
 def absurd_affine(rng: Generator) -> Forged:
@@ -304,15 +305,13 @@ def absurd_affine(rng: Generator) -> Forged:
         rows[:, 3] = rng.choice([0, -80, 300, 9e4], 3)
     how = rng.integers(0, 3)
     if how == 0:
-        return "affine.nii", _header((SIDE,) * 3, rows=rows) + _raw()
+        return "affine.nii", header((SIDE,) * 3, rows=rows) + raw()
     words = [[f"{v:.9g}" for v in row] for row in rows.T]
     if how == 1:
         axes = " ".join(f"({','.join(row)})" for row in words[:3])
-        return "affine.nrrd", _nrrd(
-            more=f"space: RAS\nspace directions: {axes}\nspace origin: ({','.join(words[3])})\n"
-        )
+        return "affine.nrrd", nrrd(more=f"space: RAS\nspace directions: {axes}\nspace origin: ({','.join(words[3])})\n")
     matrix = " ".join(" ".join(row) for row in words[:3])
-    return "affine.mha", _mha().replace(b"1 0 0 0 1 0 0 0 1", matrix.encode()).replace(
+    return "affine.mha", mha().replace(b"1 0 0 0 1 0 0 0 1", matrix.encode()).replace(
         b"8 8 8", " ".join(words[3][:3]).encode()
     )
 
@@ -323,11 +322,11 @@ def claimed_size(rng: Generator) -> Forged:
     how = rng.integers(0, 3)
     if how == 0:
         code, bits = [(4, 16), (64, 64), (2, 8), (1792, 128), (0, 0), (2304, 32)][rng.integers(0, 6)]
-        return "claims.nii", _header(shape, code, bits) + _raw()
+        return "claims.nii", header(shape, code, bits) + raw()
     text = " ".join(str(n * int(rng.choice([1, 1, 10**9]))) for n in shape)
     if how == 1:
-        return "claims.nrrd", _nrrd().replace(b"20 20 20", text.encode())
-    return "claims.mha", _mha().replace(b"DimSize = 20 20 20", f"DimSize = {text}".encode())
+        return "claims.nrrd", nrrd().replace(b"20 20 20", text.encode())
+    return "claims.mha", mha().replace(b"DimSize = 20 20 20", f"DimSize = {text}".encode())
 
 
 def bomb(rng: Generator) -> Forged:
@@ -335,33 +334,33 @@ def bomb(rng: Generator) -> Forged:
     size = int(rng.choice([64, 500])) << 20
     how = rng.integers(0, 8)
     if how == 0:
-        return "bomb.nii.gz", _zeros(size, head=_header((512, 512, min(1200, size >> 19))))
+        return "bomb.nii.gz", zeros(size, head=header((512, 512, min(1200, size >> 19))))
     if how == 1:
-        return "bomb.nii.gz", _zeros(size, head=_header((SIDE,) * 3))
+        return "bomb.nii.gz", zeros(size, head=header((SIDE,) * 3))
     if how == 2:
         return "bomb.png", png_of(int(rng.choice([4096, 20_000])), true=True)
     if how == 3:
-        return "bomb.zip", _zip({"a.nii": bytes(size)})
+        return "bomb.zip", zipped({"a.nii": bytes(size)})
     if how == 4:
-        meta = _dicom(syntax="deflated")
+        meta = dicom(syntax="deflated")
         start = meta.index(b"1.2.840.10008.1.2.1.99") + 30
-        return "bomb.dcm", meta[:start] + _zeros(size, lambda: zlib.compressobj(9, wbits=-15))
+        return "bomb.dcm", meta[:start] + zeros(size, lambda: zlib.compressobj(9, wbits=-15))
     if how == 5:
-        return "bomb.nrrd", _nrrd("gzip", content=_zeros(size))
+        return "bomb.nrrd", nrrd("gzip", content=zeros(size))
     if how == 6:
-        return "bomb.nrrd", _nrrd("bzip2", content=bz2.compress(bytes(size >> 2)))
-    return "bomb.mha", _mha("CompressedData = True\n", content=_zeros(size))
+        return "bomb.nrrd", nrrd("bzip2", content=bz2.compress(bytes(size >> 2)))
+    return "bomb.mha", mha("CompressedData = True\n", content=zeros(size))
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
+def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png_of(side: int, *, true: bool = False) -> bytes:
     """A black PNG that claims `side` x `side` pixels of one bit; true: they are there."""
-    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
-    pixels = _zeros((side // 8 + 1) * side, zlib.compressobj) if true else zlib.compress(bytes(64))
-    return b"\x89PNG\r\n\x1a\n" + header + _chunk(b"IDAT", pixels) + _chunk(b"IEND", b"")
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
+    pixels = zeros((side // 8 + 1) * side, zlib.compressobj) if true else zlib.compress(bytes(64))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 def odd_picture(rng: Generator) -> Forged:
@@ -374,8 +373,8 @@ def odd_picture(rng: Generator) -> Forged:
     if how == 1:
         return "huge.png", png_of(20_000, true=bool(rng.integers(0, 2)))
     if how == 2:
-        text = _chunk(b"zTXt", b"a\0\0" + _zeros(200 << 20, zlib.compressobj))
-        whole = _picture("L", "PNG")
+        text = chunk(b"zTXt", b"a\0\0" + zeros(200 << 20, zlib.compressobj))
+        whole = picture("L", "PNG")
         return "text.png", whole[:33] + text + whole[33:]
     if how == 3:
         return "scans.jpg", many_scans(int(rng.choice([50, 500, 5000])))
@@ -410,7 +409,7 @@ def odd_dicom(rng: Generator) -> Forged:
     how = rng.integers(0, 5)
     if how == 0:
         return "nested.dcm", nested(int(rng.choice([10, 900, 5000, 20_000])))
-    whole = _dicom()
+    whole = dicom()
     if how == 1:  # a length that the file does not have
         place = whole.index(struct.pack("<HH", 0x7FE0, 0x10)) + 8
         return "length.dcm", whole[:place] + NUMBERS[rng.integers(0, len(NUMBERS))] + whole[place + 4 :]
@@ -422,8 +421,8 @@ def odd_dicom(rng: Generator) -> Forged:
         return "sides.dcm", damaged
     if how == 3:  # a far slice
         far = str(rng.choice(["1e9", "1e30", "nan", "-1e8", "4000", "1e300"]))
-        files = {f"{n}.dcm": _dicom(n) for n in range(4)} | {"4.dcm": _dicom(4, place=far)}
-        return "far.zip", _zip(files)
+        files = {f"{n}.dcm": dicom(n) for n in range(4)} | {"4.dcm": dicom(4, place=far)}
+        return "far.zip", zipped(files)
     letters = "".join(chr(c) for c in rng.integers(1, 128, 60)).encode()
     place = whole.index(b"Nobody")
     return "named.dcm", whole[: place - 2] + struct.pack("<H", 60) + letters + whole[place + 6 :]
@@ -434,14 +433,14 @@ def odd_zip(rng: Generator) -> Forged:
     name = "odd.zip"
     if how == 0:
         where = ["../../out.nii", "/var/out.nii", "a\\..\\..\\out.nii", "C:\\out.nii", "a/" * 500 + "out.nii"]
-        return name, _zip({where[rng.integers(0, len(where))]: _nifti()})
+        return name, zipped({where[rng.integers(0, len(where))]: nifti()})
     if how == 1:  # a link to another file
         with zipfile.ZipFile(buffer := io.BytesIO(), "w") as archive:
             link = zipfile.ZipInfo("link.nii")
             link.create_system, link.external_attr = 3, 0o120777 << 16
             archive.writestr(link, "/etc/passwd")
         return name, buffer.getvalue()
-    whole = bytearray(_zip({"head.nii": _nifti()}))
+    whole = bytearray(zipped({"head.nii": nifti()}))
     if how == 2:  # encrypted
         whole[6] |= 1
         whole[whole.rindex(b"PK\1\2") + 8] |= 1
@@ -451,11 +450,11 @@ def odd_zip(rng: Generator) -> Forged:
             struct.pack_into("<I", whole, start + offset, int(rng.choice([0, 10, 1 << 20, 0xFFFFFFFF])))
         return name, bytes(whole)
     if how == 4:
-        return name, _zip({f"{n}": b"" for n in range(int(rng.choice([3000, 19_000, 30_000])))}, zipfile.ZIP_STORED)
+        return name, zipped({f"{n}": b"" for n in range(int(rng.choice([3000, 19_000, 30_000])))}, zipfile.ZIP_STORED)
     if how == 5:
-        inner = _zip({"head.nii": _nifti()})
+        inner = zipped({"head.nii": nifti()})
         for _ in range(int(rng.choice([1, 3, 50]))):
-            inner = _zip({"in.zip": inner})
+            inner = zipped({"in.zip": inner})
         return name, inner
     if how == 6:  # entries that share their bytes
         start = whole.rindex(b"PK\1\2")
@@ -463,11 +462,11 @@ def odd_zip(rng: Generator) -> Forged:
         count = int(rng.choice([100, 3000]))
         struct.pack_into("<HHI", end, 8, count, count, count * len(entry))
         return name, bytes(whole[:start]) + entry * count + bytes(end)
-    return name, _zip({f"{n}.dcm": _dicom(n % SIDE)[: -int(rng.integers(1, 900))] for n in range(30)})
+    return name, zipped({f"{n}.dcm": dicom(n % SIDE)[: -int(rng.integers(1, 900))] for n in range(30)})
 
 
 def many_entries(_: Generator) -> Forged:
-    return "many.zip", _zip(dict.fromkeys(map(str, range(100_000)), b""), zipfile.ZIP_STORED)
+    return "many.zip", zipped(dict.fromkeys(map(str, range(100_000)), b""), zipfile.ZIP_STORED)
 
 
 def odd_header(rng: Generator) -> Forged:
@@ -475,26 +474,26 @@ def odd_header(rng: Generator) -> Forged:
     path = str(rng.choice(["{secret}", "/etc/passwd", "-", "../secret.raw", "LIST", "%03d.raw 1 9 1", "a.raw", ""]))
     how = rng.integers(0, 9)
     if how == 0:
-        return "keys.nrrd", _nrrd(more=PLACE + "".join(f"key{n}:=v\n" for n in range(int(rng.choice([99, 300_000])))))
+        return "keys.nrrd", nrrd(more=PLACE + "".join(f"key{n}:=v\n" for n in range(int(rng.choice([99, 300_000])))))
     if how == 1:
-        return "comments.nrrd", _nrrd(more="# " + "c" * int(rng.choice([100, 1 << 16, 1 << 23])) + "\n" + PLACE)
+        return "comments.nrrd", nrrd(more="# " + "c" * int(rng.choice([100, 1 << 16, 1 << 23])) + "\n" + PLACE)
     if how == 2:
         line = str(rng.choice(["data file", "datafile", "Data File", "#\rdata file", "data file:", "\tdata file"]))
-        return "named.nrrd", _nrrd(more=PLACE + f"{line}: {path}\n")
+        return "named.nrrd", nrrd(more=PLACE + f"{line}: {path}\n")
     if how == 3:
-        return "twice.mha", _mha(f"ElementDataFile = {path}\n")
+        return "twice.mha", mha(f"ElementDataFile = {path}\n")
     if how == 4:
-        return "named.mha", _mha(data=path)
+        return "named.mha", mha(data=path)
     if how == 5:
-        return "keys.mha", _mha("".join(f"Key{n} = v\n" for n in range(int(rng.choice([99, 100_000])))))
+        return "keys.mha", mha("".join(f"Key{n} = v\n" for n in range(int(rng.choice([99, 100_000])))))
     if how == 6:
         key = str(rng.choice(["NDims = -1", "NDims = 3000", "HeaderSize = -1", "ElementNumberOfChannels = 99999999"]))
-        return "odd.mha", _mha(key + "\n").replace(b"NDims = 3\n", b"")
+        return "odd.mha", mha(key + "\n").replace(b"NDims = 3\n", b"")
     if how == 7:
-        return "odd.nrrd", _nrrd(
+        return "odd.nrrd", nrrd(
             more=PLACE + str(rng.choice(["byte skip: -1\n", "line skip: 1000000000\n", "type: block\n"]))
         )
-    return "odd.nrrd", _nrrd().replace(b"dimension: 3", b"dimension: " + WORDS[rng.integers(0, len(WORDS))])
+    return "odd.nrrd", nrrd().replace(b"dimension: 3", b"dimension: " + WORDS[rng.integers(0, len(WORDS))])
 
 
 def odd_extension(rng: Generator) -> Forged:
@@ -506,10 +505,10 @@ def odd_extension(rng: Generator) -> Forged:
         rng.integers(0, 3)
     ]
     size = int(rng.choice([len(content) + 8, 8, 0, 1 << 30, -16]))
-    header = bytearray(_header((SIDE,) * 3))
-    header[348] = 1
-    struct.pack_into("<f", header, 108, 352 + len(content) + 8)
-    return "more.nii", bytes(header) + struct.pack("<ii", size, code) + content + _raw()
+    head = bytearray(header((SIDE,) * 3))
+    head[348] = 1
+    struct.pack_into("<f", head, 108, 352 + len(content) + 8)
+    return "more.nii", bytes(head) + struct.pack("<ii", size, code) + content + raw()
 
 
 NAMES = (
