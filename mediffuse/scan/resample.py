@@ -18,8 +18,8 @@ patient's axes: the models know heads that lie about straight."""
 SLAB_MM = 60.0
 """A scan thinner than this stays on its own axes: slices across it would show strips of the head."""
 
-REGISTRATION_MM, MAX_REGISTERED = 3.0, 400**3
-"""Side of the cubic voxels on which scans are registered, and their number at most: 1.2 m each way."""
+REGISTRATION_MM, MAX_REGISTERED = 3.0, 256**3
+"""Side of the cubic voxels on which scans are registered, and their number at most: 0.77 m each way."""
 
 
 def straightened(scan: Scan) -> Scan:

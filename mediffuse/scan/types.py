@@ -23,8 +23,8 @@ HEAD_SHARE, MIN_FIELD = 0.88, 200.0
 """Share of the field of view that the head's longer side takes in the training data (median), and
 the smallest field (mm) that a slice is cropped to: at the vertex a head is small."""
 
-MAX_MM = 1e5
-"""No voxel of a scan is larger, and none lies further from the origin."""
+MIN_MM, MAX_MM = 1e-3, 1e5
+"""No voxel of a scan is smaller or larger, and none lies further from the origin."""
 
 MAX_SIDE = 32767
 """Most voxels along an axis: a NIfTI, as which results are written, has 16 bits for them."""
@@ -256,6 +256,7 @@ def canonical(voxels: np.ndarray, affine: np.ndarray, modality: str, kind: str, 
     too small to show a slice.
     """
     usable = np.isfinite(affine).all() and np.abs(affine).max() < MAX_MM
+    usable = usable and np.linalg.norm(affine[:3, :3], axis=0).min() >= MIN_MM
     usable = usable and abs(np.linalg.det(affine[:3, :3])) > 1e-9
     ornt = nib.io_orientation(affine) if usable else None
     if ornt is None or np.isnan(ornt).any():
