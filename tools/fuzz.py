@@ -280,10 +280,10 @@ def header(shape: tuple[int, ...], code: int = 4, bits: int = 16, mm: float = 5.
     return bytes(head)
 
 
-def zeros(count: int, pack=lambda: zlib.compressobj(9, wbits=31), head: bytes = b"", tail: int = 7) -> bytes:
+def zeros(count: int, pack=lambda: zlib.compressobj(9, wbits=31), head: bytes = b"") -> bytes:
     """`head` and `count` bytes, packed: a piece of each MiB is not zero."""
     packer = pack()
-    block = b"\x40\x01" * 2000 + bytes((1 << 20) - 4000)
+    block = np.random.default_rng(0).bytes(4000) + bytes((1 << 20) - 4000)
     out = [packer.compress(head)]
     out += [packer.compress(block) for _ in range(count >> 20)]
     out += [packer.compress(bytes(count % (1 << 20))), packer.flush()]

@@ -76,7 +76,7 @@ PAST = {
     "long voxels": ("a.nii.gz", lambda: volume((400, 400, 40), 0.01, 0.01, 900), None),
     "voxels to register": ("register.nii.gz", lambda: volume((150, 150, 150), 60, 60, 60), "too large"),
     "a far slice": ("a.zip", far_slice, "apart|no usable position"),
-    "a length that is not there": ("a.dcm", damaged_length, "cannot be read"),
+    "a length that is not there": ("a.dcm", damaged_length, "cannot be read|more memory"),
     "a place beyond numbers": (
         "a.mha",
         lambda: fuzz.mha().replace(b"Offset = 0", b"Offset = 1e308"),
