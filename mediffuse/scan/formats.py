@@ -111,7 +111,10 @@ def read_picture(path: Path, modality: str, shown: str) -> tuple[Scan, str | Non
     check_size((rows, columns), path.name, MAX_PIXELS)
     if min(rows, columns) < MIN_SIDE:
         raise ScanError(f"{path.name} is only {columns} x {rows} pixels: too small to translate.")
-    image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    content = path.read_bytes()
+    if content.count(_SCAN_OF_A_JPEG) > MAX_SCANS and content.startswith(b"\xff\xd8"):
+        raise ScanError(f"{path.name} builds its picture up in more steps than can be read here. Save it as PNG.")
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if image is None:
         raise ScanError(f"{path.name} {_NO_PICTURE}")
     depth = np.iinfo(image.dtype).max
@@ -127,6 +130,9 @@ def read_picture(path: Path, modality: str, shown: str) -> tuple[Scan, str | Non
     scan = canonical(volume, np.eye(4), modality, "picture", path.name)
     return replace(scan, shown=shown if modality == "CT" else None), guess_picture_modality(grey)
 
+
+MAX_SCANS, _SCAN_OF_A_JPEG = 64, b"\xff\xda"
+"""How often a JPEG may go over its picture (usual are ten times), and what each time begins with."""
 
 _NO_PICTURE = "cannot be read as a picture: it is damaged, cut short, or neither PNG nor JPEG inside. Export it again."
 

@@ -23,8 +23,11 @@ HEAD_SHARE, MIN_FIELD = 0.88, 200.0
 """Share of the field of view that the head's longer side takes in the training data (median), and
 the smallest field (mm) that a slice is cropped to: at the vertex a head is small."""
 
-MAX_MM = 1e5
-"""No voxel of a scan is larger, and none lies further from the origin."""
+MIN_MM, MAX_MM = 1e-3, 1e5
+"""No voxel of a scan is smaller or larger, and none lies further from the origin."""
+
+MAX_SIDE = 32767
+"""Most voxels along an axis: a NIfTI, as which results are written, has 16 bits for them."""
 
 MIN_SIDE = 16
 """Shortest side, in pixels, of a slice that is worth translating."""
@@ -277,10 +280,10 @@ def _size(scan: Scan) -> str:
 
 
 def check_size(shape, name: str, most: int = MAX_VOXELS) -> None:
-    """Raise ScanError for a volume or picture that a header claims, and that cannot be read."""
+    """Raise ScanError for a volume or picture that a header claims, and that cannot be read or written."""
     if min(shape) < 1:
         raise ScanError(f"{name} has a side of zero voxels. Export it again.")
-    if math.prod(int(n) for n in shape) > most:
+    if math.prod(int(n) for n in shape) > most or max(shape) > MAX_SIDE:
         raise ScanError(
             f"{name} says it is {' x '.join(map(str, shape))} in size; that is too large to read here. "
             "Crop or resample it first."
@@ -294,6 +297,7 @@ def canonical(voxels: np.ndarray, affine: np.ndarray, modality: str, kind: str, 
     too small to show a slice.
     """
     usable = np.isfinite(affine).all() and np.abs(affine).max() < MAX_MM
+    usable = usable and np.linalg.norm(affine[:3, :3], axis=0).min() >= MIN_MM
     usable = usable and abs(np.linalg.det(affine[:3, :3])) > 1e-9
     ornt = nib.io_orientation(affine) if usable else None
     if ornt is None or np.isnan(ornt).any():
