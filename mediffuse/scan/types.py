@@ -79,6 +79,7 @@ class Scan:
     affine: 4x4, voxel indices to world mm (RAS). native_affine/native_shape: as in the file.
     kind: "picture", "nifti", "nrrd", "mha" or "dicom". shown: for a picture of a CT, the window it was read with.
     limits: MR values that are black and white, those of the whole scan also where this is a part of it; None for CT.
+    wrong: those of `warnings` which say that it is not what it should be, so that nothing can be learnt from it.
     tags: of a DICOM, what `dicom.known_tags` reads.
     """
 
@@ -91,6 +92,7 @@ class Scan:
     name: str = "scan"
     shown: str | None = None
     warnings: tuple[str, ...] = ()
+    wrong: tuple[str, ...] = ()
     tags: dict[str, str] = field(default_factory=dict)
     limits: tuple[float, float] | None = None
 
