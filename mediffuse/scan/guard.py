@@ -183,7 +183,7 @@ def _scan_of(plain: dict, memory: IO[bytes]) -> Scan:
     voxels = np.fromfile(memory, np.float32).reshape(plain.pop("shape"), order="F")
     memory.truncate(0)
     arrays = {name: np.array(plain.pop(name)) for name in ("affine", "native_affine")}
-    tuples = {name: tuple(plain.pop(name)) for name in ("native_shape", "warnings")}
+    tuples = {name: tuple(plain.pop(name)) for name in ("native_shape", "warnings", "wrong")}
     limits = plain.pop("limits")
     return Scan(voxels=voxels, **arrays, **tuples, limits=tuple(limits) if limits else None, **plain)
 

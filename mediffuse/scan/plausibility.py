@@ -105,8 +105,8 @@ def _part_of_a_head(scan: Scan) -> str | None:
     solid = scan.voxels[tuple(np.s_[:: max(1, round(2 / s))] for s in scan.spacing)] > scan.tissue
     for axis, names in enumerate((("left", "right"), ("back", "front"))):
         for end, name in zip((0, -1), names, strict=True):
-            side = np.take(solid, end, axis)
-            inner = np.take(solid, solid.shape[axis] // 2, axis)
+            side = np.moveaxis(solid, axis, 0)[end]
+            inner = np.moveaxis(solid, axis, 0)[solid.shape[axis] // 2]
             if np.count_nonzero(side) > CUT_SHARE * max(1, np.count_nonzero(inner)):
                 return f"The head is cut off at the {name} of the scan: the result is less certain towards that side."
     return None

@@ -120,7 +120,7 @@ class Scan:
             raise ScanError(f"There is no {plane} slice {index}: choose 0 to {self.count(plane) - 1}.")
         axis = _AXIS[plane]
         rest = [a for a in range(3) if a != axis]
-        pixels = np.ascontiguousarray(as_shown(np.take(self.voxels, index, axis)))
+        pixels = np.ascontiguousarray(as_shown(np.moveaxis(self.voxels, axis, 0)[index]))
         if min(pixels.shape) < 2:
             raise ScanError(f"{self.name} is a single slice, and not an {plane} one: choose another plane.")
         spacing = float(self.spacing[rest[1]]), float(self.spacing[rest[0]])

@@ -308,7 +308,7 @@ def _some_slices(voxels: np.ndarray, most: int = 9) -> Iterator[np.ndarray]:
     axis = int(np.argmin(voxels.shape))
     count = voxels.shape[axis]
     for index in np.unique(np.linspace(0.25 * (count - 1), 0.75 * (count - 1), most).astype(int)):
-        yield as_shown(np.take(voxels, index, axis))
+        yield as_shown(np.moveaxis(voxels, axis, 0)[index])
 
 
 def _without(sample: np.ndarray, ground: np.ndarray) -> np.ndarray:
