@@ -22,7 +22,8 @@ from mediffuse.directions import prompt_for
 from mediffuse.image.ct_picture import guess_picture_modality, guess_png_window, png_ct_to_hu
 from mediffuse.image.intensity import AIR_HU, CT_WINDOWS, encode_ct, encode_mr, to_uint8, window
 from mediffuse.image.letterbox import Letterbox, resize
-from mediffuse.scan import PLANES, Scan, ScanError, read_scan
+from mediffuse.scan import PLANES, Scan, ScanError
+from mediffuse.scan.guard import read_scan
 from mediffuse.scan.picture import read_grey
 
 SPLITS = ("train", "val", "test")

@@ -50,6 +50,9 @@ _TURNS = {
 """How to turn an image (rows, columns, ...) upright, by the EXIF tag Orientation."""
 
 _ORIENTATION, _JPEG = 0x0112, b"\xff\xd8"
+MAX_SCANS, _SCAN_OF_A_JPEG = 64, b"\xff\xda"
+"""How often a JPEG may go over its picture (usual are ten times), and what each time begins with."""
+
 _NO_PICTURE = "cannot be read as a picture: it is damaged, cut short, or of another type inside. Export it again."
 
 
@@ -102,6 +105,11 @@ def _decoded(path: Path) -> tuple[np.ndarray, list[str]]:
     try:
         with Image.open(path, formats=FORMATS) as picture:
             check_size((picture.height, picture.width), path.name, MAX_PIXELS)
+            content = path.read_bytes()
+            if content.startswith(_JPEG) and content.count(_SCAN_OF_A_JPEG) > MAX_SCANS:
+                raise ScanError(
+                    f"{path.name} builds its picture up in more steps than can be read here. Save it as PNG."
+                )
             frames = getattr(picture, "n_frames", 1)
             if frames > 1:
                 said.append(
@@ -109,7 +117,7 @@ def _decoded(path: Path) -> tuple[np.ndarray, list[str]]:
                 )
             turn = 1 if picture.format == "TIFF" else picture.getexif().get(_ORIENTATION, 1)  # OpenCV turns TIFF
             if picture.format in ("PNG", "TIFF"):  # of which Pillow loses 16 bits with colours, or the orientation
-                image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+                image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
                 if image is None:
                     raise ScanError(f"{path.name} {_NO_PICTURE}")
                 image = image[..., [2, 1, 0, 3][: image.shape[2]]] if image.ndim == 3 else image

@@ -76,6 +76,7 @@ def with_checked_values(scan: Scan, stated: str | None = None) -> Scan:
         limits=mr_limits(checked.voxels) if scan.modality == "MR" else None,
         warnings=(*warnings, *said, *scan.warnings),
         wrong=wrong,
+        looks=stated or checked.guess,
     )
 
 
