@@ -93,6 +93,7 @@ class Scan:
     affine: 4x4, voxel indices to world mm (RAS). native_affine/native_shape: as in the file.
     kind: as `formats.kind_of` tells it. shown: for a picture of a CT, the window it was read with.
     limits: MR values that are black and white, those of the whole scan also where this is a part of it; None for CT.
+    wrong: those of `warnings` which say that it is not what it should be, so that nothing can be learnt from it.
     tags: of a DICOM, what `headers.known_tags` reads. place: of a NIfTI, what `formats.place_of` reads.
     looks: "CT" or "MR", what the file says it is or else its values look like; None where neither tells.
     """
@@ -106,6 +107,7 @@ class Scan:
     name: str = "scan"
     shown: str | None = None
     warnings: tuple[str, ...] = ()
+    wrong: tuple[str, ...] = ()
     tags: dict[str, str] = field(default_factory=dict)
     limits: tuple[float, float] | None = None
     place: dict = field(default_factory=dict)
@@ -135,7 +137,7 @@ class Scan:
             raise ScanError(f"There is no {plane} slice {index}: choose 0 to {self.count(plane) - 1}.")
         axis = _AXIS[plane]
         rest = [a for a in range(3) if a != axis]
-        pixels = np.ascontiguousarray(as_shown(np.take(self.voxels, index, axis)))
+        pixels = np.ascontiguousarray(as_shown(np.moveaxis(self.voxels, axis, 0)[index]))
         if min(pixels.shape) < 2:
             raise ScanError(f"{self.name} is a single slice, and not an {plane} one: choose another plane.")
         spacing = float(self.spacing[rest[1]]), float(self.spacing[rest[0]])
