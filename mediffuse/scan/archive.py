@@ -18,11 +18,14 @@ from typing import BinaryIO
 
 from mediffuse.scan.types import MAX_VOXELS, ScanError
 
-MAX_FILES = 20_000
+MAX_FILES, MAX_FOLDERS = 20_000, 2000
 MAX_UNPACKED = 4 * MAX_VOXELS
 MAX_DEPTH = 3
 """Bounds on a zip, checked in its directory and while unpacking: files and bytes are counted as they come, those of
 the zips in it too, which may be so deep."""
+
+LEAST = 256
+"""Bytes in a zip that an image of a scan takes at least."""
 
 _CHUNK = 1 << 20
 _ZIP_ERRORS = (
@@ -91,6 +94,10 @@ class _Unpacking:
             return
         with zipfile.ZipFile(file) as archive:
             members = [m for m in archive.infolist() if not m.is_dir() and not _hidden(m.filename)]
+            if len(members) > 100 and file.seek(0, os.SEEK_END) < LEAST * len(members):
+                raise ScanError(
+                    f"{self.name} holds {len(members)} files that are too small for images. Zip one scan only."
+                )
             self.files += len(members)
             claimed = sum(m.file_size for m in members)
             if self.files > MAX_FILES or self.bytes + claimed > MAX_UNPACKED:
@@ -105,6 +112,8 @@ class _Unpacking:
                     folders[inside] = self.folder / f"{_NUMBER}{self.folders:06d}_{last}"
                     folders[inside].mkdir()
                     self.folders += 1
+                    if self.folders > MAX_FOLDERS:
+                        raise ScanError(f"{self.name} has more folders than can be read here. Zip one scan only.")
                 target = free_place(folders[inside], member.filename)
                 with archive.open(member) as source, target.open("wb") as sink:
                     self._copy(source, sink)

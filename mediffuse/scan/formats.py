@@ -1,4 +1,4 @@
-"""What kind of scan a file is; pictures, and the formats that nibabel reads."""
+"""What kind of scan a file is; the formats that nibabel reads."""
 
 from __future__ import annotations
 
@@ -6,20 +6,16 @@ import contextlib
 import gzip
 import re
 import zlib
-from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import nibabel as nib
 import numpy as np
-from PIL import Image
 
-from mediffuse.image.ct_picture import guess_picture_modality, guess_png_window, png_ct_to_hu
 from mediffuse.scan.headers import ENDINGS as DICOM_ENDINGS
 from mediffuse.scan.headers import begins_dicom
-from mediffuse.scan.types import MAX_PIXELS, MIN_SIDE, Scan, ScanError, canonical, check_size, from_shown
+from mediffuse.scan.types import ScanError, check_size
 
-PICTURES = (".png", ".jpg", ".jpeg")
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 _NIFTI = (".nii.gz", ".nii")
 DATA_OF = {".raw": "an .mhd or .nhdr", ".zraw": "an .mhd", ".img": "a .hdr"}
 """Files that hold voxels alone, and what says how they are to be read."""
@@ -56,8 +52,8 @@ def kind_of(path: Path) -> str:
             f"Give {DATA_OF[path.suffix.lower()]} with it, in one folder or zip."
         )
     raise ScanError(
-        f"{path.name} is not a file type this can read. Use PNG, JPEG, NIfTI (.nii, .nii.gz, .hdr with .img), NRRD, "
-        "MetaImage, MGZ or DICOM (a file, or a folder or zip of a series)."
+        f"{path.name} is not a file type this can read. Use PNG, JPEG, TIFF, BMP, WebP, GIF, "
+        "NIfTI (.nii, .nii.gz, .hdr with .img), NRRD, MetaImage, MGZ or DICOM (a file, or a folder or zip of a series)."
     )
 
 
@@ -69,7 +65,7 @@ def may_be_volume(path: Path) -> bool:
     return kind in ("nifti", "mgh", "nrrd", "mha") or (kind == "pair" and path == _pair_of(path)[0])
 
 
-_PICTURE_STARTS = (b"\x89PNG\r\n", b"\xff\xd8\xff")
+_PICTURE_STARTS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 _NIFTI_SIZES = {s.to_bytes(4, order): start for s, start in ((348, 344), (540, 4)) for order in ("little", "big")}
 """First bytes of NIfTI-1 and -2, and where their next ones stand."""
 
@@ -93,7 +89,7 @@ def _kind_by_content(path: Path) -> str | None:
     if head[:2] == b"PK":
         return "zip"
     kind = None
-    if head.startswith(_PICTURE_STARTS):
+    if head.startswith(_PICTURE_STARTS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
         kind = "picture"
     elif head.startswith(b"NRRD000"):
         kind = "nrrd"
@@ -102,58 +98,6 @@ def _kind_by_content(path: Path) -> str | None:
     elif begins_dicom(head):
         kind = "dicom"
     return "zip" if kind and packed else kind  # one file, packed by gzip
-
-
-def read_picture(path: Path, modality: str, shown: str) -> tuple[Scan, str | None]:
-    """(the scan, the modality that the picture looks like). shown: as in `read_scan`. Raises ScanError."""
-    rows, columns = _picture_size(path)
-    check_size((rows, columns), path.name, MAX_PIXELS)
-    if min(rows, columns) < MIN_SIDE:
-        raise ScanError(f"{path.name} is only {columns} x {rows} pixels: too small to translate.")
-    image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise ScanError(f"{path.name} {_NO_PICTURE}")
-    depth = np.iinfo(image.dtype).max
-    grey = _to_grey(image, path.name).astype(np.float32) / depth
-    if depth > 255 and grey.max() > grey.min():
-        # 16-bit exports rarely use the whole range; the display range is what they do use.
-        grey = (grey - grey.min()) / (grey.max() - grey.min())
-    voxels = grey * 255
-    if modality == "CT" and grey.max() > grey.min():
-        shown = guess_png_window(grey) if shown == "auto" else shown
-        voxels = png_ct_to_hu(grey, shown)
-    volume = np.ascontiguousarray(from_shown(voxels)[:, :, None])
-    scan = canonical(volume, np.eye(4), modality, "picture", path.name)
-    return replace(scan, shown=shown if modality == "CT" else None), guess_picture_modality(grey)
-
-
-_NO_PICTURE = "cannot be read as a picture: it is damaged, cut short, or neither PNG nor JPEG inside. Export it again."
-
-
-def _picture_size(path: Path) -> tuple[int, int]:
-    """(rows, columns) by the header alone: the decoder would fill the memory that a forged one asks for."""
-    try:
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
-            return image.height, image.width
-    except Image.DecompressionBombError as error:
-        raise ScanError(f"{path.name} is too large a picture to read here.") from error
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ScanError(f"{path.name} {_NO_PICTURE}") from error
-
-
-def _to_grey(image: np.ndarray, name: str) -> np.ndarray:
-    """A picture of 1 to 4 channels as grey (H, W), in its own range. Raises ScanError for one with colours."""
-    if image.ndim == 2:
-        return image
-    if image.shape[2] == 2:
-        return image[..., 0]
-    colours = image[..., :3].astype(np.int32)
-    spread = (colours.max(-1) - colours.min(-1)) / np.iinfo(image.dtype).max
-    if (spread > 0.1).mean() > 0.02:
-        raise ScanError(
-            f"{name} is a colour picture. Scans are grey: export the slice itself, without overlays or colour maps."
-        )
-    return colours.mean(-1)
 
 
 _NIFTI_ERRORS = (
@@ -191,7 +135,29 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
         raise
     except _NIFTI_ERRORS as error:
         raise ScanError(f"{path.name} cannot be read as NIfTI: it is damaged or cut short. Copy it again.") from error
-    return voxels, np.asarray(image.affine, float), [] if _is_placed(image) else [_NO_PLACE]
+    stated = int(image.header["xyzt_units"]) & 7 if isinstance(image.header, nib.Nifti1Header) else 2
+    affine, warnings = in_millimetres(np.asarray(image.affine, float), shape, stated)
+    return voxels, affine, warnings if _is_placed(image) else [*warnings, _NO_PLACE]
+
+
+_UNITS = {1: ("metres", 1e3), 2: ("mm", 1.0), 3: ("micrometres", 1e-3)}
+"""Name and mm of the units of length that a header states by number."""
+
+PLAUSIBLE_MM = (30.0, 1500.0)
+"""What the longest side of a scan's field of view is, in mm."""
+
+
+def in_millimetres(affine: np.ndarray, shape: tuple[int, ...], stated: int) -> tuple[np.ndarray, list[str]]:
+    """`affine` (4, 4) in mm, and what to say of its units. stated: the header's number of them."""
+    name, scale = _UNITS.get(stated, _UNITS[2])
+    longest = float((np.linalg.norm(affine[:3, :3], axis=0) * shape).max())
+    likely = [unit for unit in _UNITS.values() if PLAUSIBLE_MM[0] <= longest * unit[1] <= PLAUSIBLE_MM[1]]
+    if (name, scale) in likely or not likely:
+        said = [f"Its sizes are in {name}, as its header says; the result is in mm."] if scale != 1 else []
+    else:
+        said = [f"Its header says that it is {longest * scale:.3g} mm long: its sizes were taken for {likely[0][0]}."]
+        scale = likely[0][1]
+    return np.diag([scale, scale, scale, 1.0]) @ affine, said
 
 
 def _opened(path: Path, files: contextlib.ExitStack):

@@ -9,18 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
-from mediffuse.directions import WITH_ARTICLE
-from mediffuse.image.intensity import TISSUE_HU, mr_limits
+from mediffuse.image.intensity import mr_limits
 from mediffuse.scan.archive import shown as shown_name
 from mediffuse.scan.archive import unpacked
 from mediffuse.scan.dicom import read_volume
-from mediffuse.scan.formats import PICTURES, kind_of, may_be_volume, place_of, read_nifti, read_picture
+from mediffuse.scan.formats import PICTURES, kind_of, may_be_volume, place_of, read_nifti
 from mediffuse.scan.headers import known_tags, listed_in, read_header
 from mediffuse.scan.labels import is_label_map, named
 from mediffuse.scan.nrrd_mha import read_mha, read_nrrd
+from mediffuse.scan.picture import read_picture
 from mediffuse.scan.plausibility import oddities
 from mediffuse.scan.series import NEVER_SCANS, Series, Volume, find_series, group_series
 from mediffuse.scan.types import MODALITIES, LabelMapError, Scan, ScanError, SeveralSeriesError, canonical
+from mediffuse.scan.values import other_modality, with_checked_values
 
 
 def read_scan(
@@ -174,30 +175,19 @@ def _checked(
 
     stated: the modality that the file states. guess: the one that a picture looks like.
     """
-    if not np.isfinite(scan.voxels).all():
-        raise ScanError(f"{scan.name} has voxels that are not numbers (NaN or infinite). Export it again.")
     if scan.voxels.min() == scan.voxels.max() and not allow_constant:
         raise ScanError(f"{scan.name} is one constant value: there is nothing to see in it.")
-    if scan.kind not in ("picture", "dicom") and not allow_constant and is_label_map(scan.voxels):
+    unchecked = scan.kind in ("picture", "dicom") or allow_constant or not np.isfinite(scan.voxels).all()
+    if not unchecked and is_label_map(scan.voxels):
         raise LabelMapError(f"{scan.name} is a mask or label map (few values, in patches). Choose the scan itself.")
-    if scan.modality == "MR":
-        # A picture is taken as it is scaled.
-        scan = replace(scan, limits=(0.0, 255.0) if scan.kind == "picture" else mr_limits(scan.voxels))
+    scan = replace(scan, warnings=(*warnings, *scan.warnings))
     if allow_constant:
-        return replace(scan, warnings=tuple(warnings))
+        return replace(scan, limits=mr_limits(scan.voxels) if scan.modality == "MR" else None)
     if scan.kind != "picture":
-        guess = stated or looks_like(scan.voxels)
-        scan = replace(scan, looks=guess)
-    if guess and guess != scan.modality:
-        sure = "The file says it is" if stated else "This looks like"
-        needed = WITH_ARTICLE[scan.modality]
-        text = f"{sure} {WITH_ARTICLE[guess]}, and this needs {needed}: the result will mean nothing if it is."
-        return replace(scan, warnings=(text, *warnings))
-    return replace(scan, warnings=(*warnings, *oddities(scan)))
-
-
-def looks_like(voxels: np.ndarray) -> str | None:
-    """Guess whether a volume (X, Y, Z) is "CT" or "MR", or None. A CT in HU has air near -1000."""
-    if np.percentile(voxels[:: max(1, voxels.shape[0] // 64)], 1) < TISSUE_HU:
-        return "CT"
-    return "MR" if voxels.min() > -200 else None
+        scan = with_checked_values(scan, stated)
+    elif guess and guess != scan.modality:
+        wrong = other_modality(guess, scan.modality, sure=False)
+        scan = replace(scan, warnings=(wrong, *scan.warnings), wrong=(*scan.wrong, wrong))
+    if scan.wrong and scan.kind != "picture":
+        return scan
+    return replace(scan, warnings=(*scan.warnings, *oddities(scan)))

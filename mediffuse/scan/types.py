@@ -23,8 +23,11 @@ HEAD_SHARE, MIN_FIELD = 0.88, 200.0
 """Share of the field of view that the head's longer side takes in the training data (median), and
 the smallest field (mm) that a slice is cropped to: at the vertex a head is small."""
 
-MAX_MM = 1e5
-"""No voxel of a scan is larger, and none lies further from the origin."""
+MIN_MM, MAX_MM = 1e-3, 1e5
+"""No voxel of a scan is smaller or larger, and none lies further from the origin."""
+
+MAX_SIDE = 32767
+"""Most voxels along an axis: a NIfTI, as which results are written, has 16 bits for them."""
 
 MIN_SIDE = 16
 """Shortest side, in pixels, of a slice that is worth translating."""
@@ -90,6 +93,7 @@ class Scan:
     affine: 4x4, voxel indices to world mm (RAS). native_affine/native_shape: as in the file.
     kind: as `formats.kind_of` tells it. shown: for a picture of a CT, the window it was read with.
     limits: MR values that are black and white, those of the whole scan also where this is a part of it; None for CT.
+    wrong: those of `warnings` which say that it is not what it should be, so that nothing can be learnt from it.
     tags: of a DICOM, what `headers.known_tags` reads. place: of a NIfTI, what `formats.place_of` reads.
     looks: "CT" or "MR", what the file says it is or else its values look like; None where neither tells.
     """
@@ -103,6 +107,7 @@ class Scan:
     name: str = "scan"
     shown: str | None = None
     warnings: tuple[str, ...] = ()
+    wrong: tuple[str, ...] = ()
     tags: dict[str, str] = field(default_factory=dict)
     limits: tuple[float, float] | None = None
     place: dict = field(default_factory=dict)
@@ -132,7 +137,7 @@ class Scan:
             raise ScanError(f"There is no {plane} slice {index}: choose 0 to {self.count(plane) - 1}.")
         axis = _AXIS[plane]
         rest = [a for a in range(3) if a != axis]
-        pixels = np.ascontiguousarray(as_shown(np.take(self.voxels, index, axis)))
+        pixels = np.ascontiguousarray(as_shown(np.moveaxis(self.voxels, axis, 0)[index]))
         if min(pixels.shape) < 2:
             raise ScanError(f"{self.name} is a single slice, and not an {plane} one: choose another plane.")
         spacing = float(self.spacing[rest[1]]), float(self.spacing[rest[0]])
@@ -277,10 +282,10 @@ def _size(scan: Scan) -> str:
 
 
 def check_size(shape, name: str, most: int = MAX_VOXELS) -> None:
-    """Raise ScanError for a volume or picture that a header claims, and that cannot be read."""
+    """Raise ScanError for a volume or picture that a header claims, and that cannot be read or written."""
     if min(shape) < 1:
         raise ScanError(f"{name} has a side of zero voxels. Export it again.")
-    if math.prod(int(n) for n in shape) > most:
+    if math.prod(int(n) for n in shape) > most or max(shape) > MAX_SIDE:
         raise ScanError(
             f"{name} says it is {' x '.join(map(str, shape))} in size; that is too large to read here. "
             "Crop or resample it first."
@@ -294,6 +299,7 @@ def canonical(voxels: np.ndarray, affine: np.ndarray, modality: str, kind: str, 
     too small to show a slice.
     """
     usable = np.isfinite(affine).all() and np.abs(affine).max() < MAX_MM
+    usable = usable and np.linalg.norm(affine[:3, :3], axis=0).min() >= MIN_MM
     usable = usable and abs(np.linalg.det(affine[:3, :3])) > 1e-9
     ornt = nib.io_orientation(affine) if usable else None
     if ornt is None or np.isnan(ornt).any():

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mediffuse.directions import DIRECTION_TO, WITH_ARTICLE, modalities
-from mediffuse.scan import MODALITIES
+from mediffuse.scan import MODALITIES, ScanError, guard
 from mediffuse.scan.formats import may_be_volume, stem_of
 from mediffuse.scan.headers import is_dicom
 from mediffuse.scan.series import Series, group_series
@@ -120,8 +120,17 @@ def _jobs_of(files: Iterable[tuple[Path, Path]], to: str, series: str | None, *,
             # It alone is wanted, and not the rest of its series.
             jobs.append(Job(members[0], below / stem_of(members[0].name), series))
         else:
-            parts += [_Part(folder, below, found) for found in group_series(members)]
+            parts += [_Part(folder, below, found) for found in _series_of(folder, members)]
     return jobs + _jobs_of_series(parts, to, series, named=named)
+
+
+def _series_of(folder: Path, files: list[Path]) -> list[Series]:
+    """The DICOM series among files of a folder; none where they cannot be read."""
+    try:
+        return guard.call(group_series, files, name=str(folder), paths=files)
+    except ScanError as error:
+        print(error, file=sys.stderr)
+        return []
 
 
 def _jobs_of_series(parts: list[_Part], to: str, wanted: str | None, *, named: bool) -> list[Job]:

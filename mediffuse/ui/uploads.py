@@ -23,7 +23,7 @@ def _read(path: str, changed: int, modality: str, window: str, series: str | Non
 def several_in(path: str, modality: str, series: str | None = None) -> SeveralSeriesError | None:
     """The choice between the volumes of an upload where `series` leaves one. What else is wrong is `open_scan`'s."""
     try:
-        _read(path, Path(path).stat().st_mtime_ns, modality, "auto", series or None)
+        _read(path, _changed(path), modality, "auto", series or None)
     except SeveralSeriesError as error:
         return error
     except ScanError:
@@ -36,9 +36,17 @@ def open_scan(path: str | None, modality: str, window: str = "auto", series: str
     if not path:
         raise gr.Error(f"First choose a {modality} scan, or click an example.", duration=10, print_exception=False)
     try:
-        return _read(path, Path(path).stat().st_mtime_ns, modality, window, series or None)
+        return _read(path, _changed(path), modality, window, series or None)
     except ScanError as error:
         raise gr.Error(str(error), duration=None, print_exception=False) from error
+
+
+def _changed(path: str) -> int:
+    """When a file was changed (ns); 0 where it is not there, which reading it says."""
+    try:
+        return Path(path).stat().st_mtime_ns
+    except (OSError, ValueError):
+        return 0
 
 
 def slice_of(scan: Scan, index: float | None) -> Slice:

@@ -256,9 +256,14 @@ class VolumeTab:
             yield gr.skip()
             return
         scan = open_volume(asked.paths, source, asked.series)
+        try:
+            made = voxels_of(known["made"].path, scan, target)
+        except ScanError as error:
+            text = f"The result cannot be compared: translate again. {error}"
+            raise gr.Error(text, duration=None, print_exception=False) from error
         kept = [layer for role, layer in known.items() if role not in ("truth", "error")]
         with tempfile.TemporaryDirectory() as folder:
-            compared = compare(scan, voxels_of(known["made"].path), asked, Path(folder))
+            compared = compare(scan, made, asked, Path(folder))
             yield {
                 **({self.panel.status: status(" ".join(compared.notes))} if compared.notes else {}),
                 **self.panel.draw([*kept, *compared.layers]),
