@@ -89,7 +89,9 @@ def _kind_by_content(path: Path) -> str | None:
     if head[:2] == b"PK":
         return "zip"
     kind = None
-    if head.startswith(_PICTURE_STARTS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
+    if head[128:132] == b"DICM":  # its preamble may be the head of a TIFF
+        kind = "dicom"
+    elif head.startswith(_PICTURE_STARTS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
         kind = "picture"
     elif head.startswith(b"NRRD000"):
         kind = "nrrd"
