@@ -19,6 +19,11 @@ def _read(path: str, changed: int, modality: str, window: str) -> Scan:
     return read_scan(path, modality, window)
 
 
+def forget() -> None:
+    """Let go of what was read last."""
+    _read.cache_clear()
+
+
 def open_scan(path: str | None, modality: str, window: str = "auto") -> Scan:
     """Read an upload, or what was just read. `window`: which one a picture of a CT shows."""
     if not path:
