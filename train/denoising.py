@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 
 from mediffuse.translate import checkpoints
 from train.networks import schedule
-from train.options import Options
+from train.options import Options, Share
 
 
 @dataclass
@@ -18,16 +18,20 @@ class DenoisingOptions(Options):
     """What trainers of denoising UNets share."""
 
     train_text_encoder: Annotated[bool, "train the text encoder, too"] = True
-    prediction: Annotated[str, "v_prediction, or epsilon, to compare with: it has no fast path"] = "v_prediction"
-    zero_share: Annotated[float, "share of samples at the last timestep from zero latents"] = 0.25
-    terminal_share: Annotated[float, "share of samples at the last timestep from noise"] = 0.25
-    mean_share: Annotated[float, "share of samples whose noise is the model's own prediction, see --mean-noise"] = 0.0
-    mean_noise: Annotated[list, "least and largest standard deviation of what is added to that prediction"] = field(
-        default_factory=lambda: [0.1, 0.3]
+    prediction: Annotated[
+        Literal["v_prediction", "epsilon"], "v_prediction, or epsilon, to compare with: it has no fast path"
+    ] = "v_prediction"
+    zero_share: Annotated[float, "share of samples at the last timestep from zero latents", Share] = 0.25
+    terminal_share: Annotated[float, "share of samples at the last timestep from noise", Share] = 0.25
+    mean_share: Annotated[
+        float, "share of samples whose noise is the model's own prediction, see --mean-noise", Share
+    ] = 0.0
+    mean_noise: Annotated[list[float], "least and largest standard deviation of what is added to that prediction"] = (
+        field(default_factory=lambda: [0.1, 0.3])
     )
     largest_mib: Annotated[float, "MiB that no file of the saved pipeline exceeds; 0: a file for each part"] = 0.0
-    drop_prompt: Annotated[float, "share of samples without a prompt, for guidance"] = 0.05
-    drop_image: Annotated[float, "share of samples without the input image, for guidance"] = 0.05
+    drop_prompt: Annotated[float, "share of samples without a prompt, for guidance", Share] = 0.05
+    drop_image: Annotated[float, "share of samples without the input image, for guidance", Share] = 0.05
 
 
 class Denoising(torch.nn.Module):
@@ -42,6 +46,10 @@ class Denoising(torch.nn.Module):
             options.zero_share or options.mean_share or options.validate_speed == "fast"
         ):
             raise SystemExit("epsilon has no fast path: give --zero-share 0 --mean-share 0 --validate-speed diffusion")
+        if len(options.mean_noise) != 2 or options.mean_noise[0] > options.mean_noise[1]:
+            raise SystemExit(f"error: mean_noise is {options.mean_noise}, and should be a least and a largest value.")
+        if max(options.zero_share + options.terminal_share, options.zero_share + options.mean_share) > 1:
+            raise SystemExit("error: zero_share with terminal_share, or with mean_share, is more than all samples.")
         self.vae, self.text_encoder, self.unet = pipeline.vae, pipeline.text_encoder, pipeline.unet
         self.tokenizer, self.options = pipeline.tokenizer, options
         self.scheduler = pipeline.scheduler = schedule(options.prediction)
@@ -148,6 +156,17 @@ class Contours(Denoising):
             down_block_additional_residuals=[residual * keep for residual in down],
             mid_block_additional_residual=middle * keep,
         ).sample
+
+
+def check_size(side: int, pipeline) -> None:
+    """Raises SystemExit if a pipeline is not for pictures of `side` pixels a side: the app would give it others."""
+    factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)  # pixels a latent, per side
+    wanted = pipeline.unet.config.sample_size * factor
+    if side != wanted:
+        raise SystemExit(
+            f"error: the pictures of the data are {side} pixels a side, and the model is for {wanted}: run "
+            f"train/prepare.py with --size {wanted}, or take another base or the unet's sample_size."
+        )
 
 
 def start_of_sampling(options: DenoisingOptions, base: str = "") -> dict[str, float]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -39,6 +41,17 @@ def schedule(prediction: str = "v_prediction") -> DDIMScheduler:
     return DDIMScheduler(prediction_type=prediction, rescale_betas_zero_snr=prediction == "v_prediction", **SCHEDULE)
 
 
+@contextlib.contextmanager
+def told(option: str) -> Iterator[None]:
+    """Raises SystemExit, naming the option with the config, where a network cannot be built of it."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        missing = f"it needs {error}" if isinstance(error, KeyError) else error
+        raise SystemExit(f"error: no network can be made of the option {option}: {missing}") from error
+
+
+@told("autoencoder")
 def autoencoder(config: dict) -> AutoencoderKL:
     levels = len(config["block_out_channels"])
     return AutoencoderKL(
@@ -49,6 +62,7 @@ def autoencoder(config: dict) -> AutoencoderKL:
     )
 
 
+@told("unet")
 def unet(config: dict, vae: AutoencoderKL, text: CLIPTextModel, image_conditioned: bool) -> UNet2DConditionModel:
     """A UNet over `vae`'s latents; `image_conditioned` doubles its input channels."""
     channels = vae.config.latent_channels
@@ -78,6 +92,7 @@ def byte_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=[], model_max_length=77)
 
 
+@told("text_encoder")
 def text_encoder(config: dict, tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return CLIPTextModel(
         CLIPTextConfig(
@@ -150,7 +165,13 @@ def controlnet(unet: UNet2DConditionModel, embedding_channels: list[int]) -> Con
 
 def load_pipeline(source: str) -> DiffusionPipeline:
     """The pipeline in a folder or on the hub, to go on training from, in full precision."""
-    return DiffusionPipeline.from_pretrained(source, safety_checker=None, dtype=torch.float32)
+    try:
+        return DiffusionPipeline.from_pretrained(source, safety_checker=None, dtype=torch.float32)
+    except Exception as error:  # diffusers, safetensors, the hub and json each have their own
+        raise SystemExit(
+            f"error: --base {source} cannot be loaded: it is neither a whole pipeline's folder nor one on the hub that "
+            f"can be reached ({type(error).__name__})."
+        ) from error
 
 
 def load_autoencoder(folder: Path | None) -> AutoencoderKL:

@@ -55,7 +55,10 @@ class PairDataset(Dataset):
         self.rows = list(rows_for(read_rows(self.folder), directions))
         if not self.rows:
             raise DatasetError(f"{self.folder} has no pairs for {', '.join(directions)}. Run train/prepare.py first.")
+        self.side = read_pair(self.folder, self.rows[0])[0].shape[0]  # pixels
         weight = np.array([_weight(row, weights or {}) for row in self.rows], float)
+        if not weight.sum() > 0:
+            raise DatasetError("weights leaves no pairs to train on: it gives 0 to all of them.")
         self.shares = weight / weight.sum()
 
     def __len__(self) -> int:
@@ -85,7 +88,11 @@ class PairDataset(Dataset):
 
 
 def training_pairs(options: Options, directions: list[str], thresholds: Thresholds | None = None) -> PairDataset:
-    """The samples that the options ask a trainer to learn from."""
+    """The samples that the options ask a trainer to learn from.
+
+    Raises DatasetError if there are none, or none to validate on.
+    """
+    check_val(options, directions)
     return PairDataset(
         options.data,
         "train",
@@ -96,6 +103,20 @@ def training_pairs(options: Options, directions: list[str], thresholds: Threshol
         thresholds=thresholds,
         ct_windows=options.ct_windows,
     )
+
+
+def check_val(options: Options, directions: list[str]) -> None:
+    """Raises DatasetError if the val split is wanted, but missing or without pairs for one of `directions`."""
+    if not options.validate_images:
+        return
+    folder = options.data / "val"
+    rows = read_rows(folder) if (folder / "metadata.jsonl").is_file() else []
+    for direction in directions:
+        if next(rows_for(rows, (direction,)), None) is None:
+            raise DatasetError(
+                f"{folder} has no pairs for {direction} to validate on. Run train/prepare.py with --val above 0, or "
+                "give --validate-images 0."
+            )
 
 
 def data_sha256(data: Path) -> str | None:
