@@ -205,6 +205,38 @@ def test_cached_latents_are_those_of_fresh_samples_and_are_kept(work, tmp_path):
     assert not np.array_equal(np.load(tmp_path / "latents.npy"), array)
 
 
+def test_what_diffusers_own_trainers_can_is_an_option_too(work, tmp_path):
+    """Everything at once, with a picture in the tracker and the best model beside the last."""
+    given = {
+        "gradient_checkpointing": "true",
+        "ema_on_cpu": "true",
+        "lora_rank": 2,
+        "snr_gamma": 5,
+        "lr_schedule": "linear",
+        "samples": 2,
+        "validate_every": 2,
+        "validate_pictures": 1,
+        "best": "ct2mr_psnr",
+        "patience": 5,
+        "variant": "fp16",
+        "base": tmp_path / "base",
+        "output": tmp_path / "out",
+    }
+    from diffusers import DiffusionPipeline
+
+    DiffusionPipeline.from_pretrained(work / "ip2p" / "ip2p").save_pretrained(tmp_path / "base", variant="fp16")
+    words = [word for name, value in given.items() for word in (f"--{name}", value)]
+    train("ip2p.py", "--config", work / "tiny.yaml", *words)
+    for folder in (tmp_path / "out" / "ip2p", tmp_path / "out" / "best" / "ip2p"):
+        assert weights(folder).keys() == weights(work / "ip2p" / "ip2p").keys()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = [EventAccumulator(str(path)).Reload() for path in (tmp_path / "out" / "logs").glob("**/events*")]
+    assert "ct2mr_pictures" in {tag for event in events for tag in event.Tags()["images"]}
+    saved = load_file(tmp_path / "out" / "checkpoint-4" / "trained.safetensors")
+    assert not any("vae" in name or "base_layer" in name for name in saved)
+
+
 def test_checkpoints_rotate(work, tmp_path):
     train(
         "ip2p.py",

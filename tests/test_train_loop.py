@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from tests import tiny
 from train.loop import Run, write_details
-from train.options import Options
+from train.options import OptionError, Options
 
 
 class Numbers(Dataset):
@@ -48,7 +48,7 @@ def fit(output, *, frozen=1.0, poisoned=(), validate=dict, **options) -> Run:
     torch.manual_seed(0)
     options = {"data": output / "none", "output": output, "batch_size": 2, "workers": 0, "warmup": 2, **options}
     run = Run(Options(**{"log_every": 1, "validate_every": 0, **options}), Line(frozen))
-    run.fit(Numbers(poisoned), validate, lambda folder: write_details(folder, run))
+    run.fit(Numbers(poisoned), validate, lambda folder: (folder.mkdir(exist_ok=True), write_details(folder, run)))
     return run
 
 
@@ -162,3 +162,59 @@ def test_steps_without_finite_gradients_are_skipped_until_there_are_too_many(tmp
 def test_frozen_weights_are_not_in_checkpoints(tmp_path):
     fit(tmp_path, steps=2, checkpoint_every=2)
     assert set(load_file(tmp_path / "checkpoint-2" / "trained.safetensors")) == {"layer.weight", "layer.bias", "calls"}
+
+
+def test_the_best_model_is_kept_and_patience_ends_a_run(tmp_path):
+    options = {"validate_every": 2, "best": "ct2mr_lpips", "patience": 2, "keep_checkpoints": 5, "steps": 20}
+    values, judged = [0.5, 0.3, 0.4, 0.3], []
+
+    def judge() -> dict:
+        judged.append(0)
+        return {"ct2mr_lpips": values[min(len(judged), 4) - 1]}
+
+    run = fit(tmp_path, validate=judge, **options)
+    assert run.steps == 8  # 2 validations after the best, of step 4, are no better
+    assert (tmp_path / "best" / "training.csv").read_text().splitlines()[-1].split(",")[1] == "4"
+    again = fit(tmp_path, validate=judge, **options)
+    assert again.steps == 8
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "constant", "constant_with_warmup", "polynomial"])
+def test_schedules_follow_the_steps_or_the_clock(name):
+    from train import compute
+
+    options = Options(lr_schedule=name, steps=100, warmup=10, learning_rate=2.0)
+    rate = compute.schedule(options)
+    if name != "constant":
+        assert rate(0, 0) == pytest.approx(0.2)
+        assert rate(9, 0) == pytest.approx(2.0)
+    if name == "cosine":
+        assert rate(55, 0) == pytest.approx(1.0)
+        assert rate(30, 0.5) == pytest.approx(1.0)
+    if "constant" in name:
+        assert rate(99, 1.0) == 2.0
+    else:
+        assert rate(50, 1.0) == pytest.approx(0, abs=1e-6)
+
+
+def test_memory_is_saved_with_the_same_steps(tmp_path):
+    plain = fit(tmp_path / "a", steps=4)
+    frugal = fit(tmp_path / "b", steps=4, ema_on_cpu=True, gradient_checkpointing=True, tf32=False)
+    assert torch.equal(weights(plain), weights(frugal))
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_sharded_weights_are_refused_in_a_sentence(tmp_path, monkeypatch, name):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(OptionError, match=f"{name} splits the weights"):
+        fit(tmp_path, steps=1)
+
+
+def test_options_that_need_others_say_so(tmp_path):
+    for options, sentence in (
+        ({"patience": 1}, "patience needs best"),
+        ({"best": "ct2mr_psnr", "validate_images": 0}, "best needs validations"),
+        ({"trackers": ["wandb"]}, "needs the package wandb"),
+    ):
+        with pytest.raises(OptionError, match=sentence):
+            fit(tmp_path, steps=1, **options)

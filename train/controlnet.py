@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     thresholds = Thresholds(mode=options.contours)
     dataset = training_pairs(options, ["contour2mr"], thresholds)
     torch.manual_seed(options.seed)
-    base = networks.load_pipeline(options.base)
+    base = networks.load_pipeline(options.base, options.revision, options.variant)
     check_size(dataset.side, base)
     networks.widen_conv_in(base.unet, base.vae.config.latent_channels)
     controlnet = networks.controlnet(base.unet, options.conditioning_channels)

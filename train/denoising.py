@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from mediffuse.translate import checkpoints
+from train import networks
 from train.networks import schedule
 from train.options import Options, Share
 
@@ -29,6 +30,10 @@ class DenoisingOptions(Options):
     mean_noise: Annotated[list[float], "least and largest standard deviation of what is added to that prediction"] = (
         field(default_factory=lambda: [0.1, 0.3])
     )
+    snr_gamma: Annotated[float, "limit of min-SNR's loss weights (arXiv 2303.09556); 0: equal ones"] = 0.0
+    lora_rank: Annotated[int, "train low-rank changes of the UNet's attention, and conv_in, alone; 0: all of it"] = 0
+    revision: Annotated[str, "of a base on the hub; none: the newest"] = ""
+    variant: Annotated[str, "of the base's files, such as fp16; none: those without"] = ""
     largest_mib: Annotated[float, "MiB that no file of the saved pipeline exceeds; 0: a file for each part"] = 0.0
     drop_prompt: Annotated[float, "share of samples without a prompt, for guidance", Share] = 0.05
     drop_image: Annotated[float, "share of samples without the input image, for guidance", Share] = 0.05
@@ -54,6 +59,8 @@ class Denoising(torch.nn.Module):
         self.tokenizer, self.options = pipeline.tokenizer, options
         self.scheduler = pipeline.scheduler = schedule(options.prediction)
         self.vae.requires_grad_(False).eval()
+        if options.lora_rank:
+            networks.add_lora(self.unet, options.lora_rank)
 
     def embed(self, prompts: list[str]) -> torch.Tensor:
         """Encoder hidden states (B, 77, D) of prompts; each different prompt is encoded once."""
@@ -104,7 +111,20 @@ class Denoising(torch.nn.Module):
         noisy_latents = self.scheduler.add_noise(latents, noise, timesteps)
         target = noise if o.prediction == "epsilon" else self.scheduler.get_velocity(latents, noise, timesteps)
         model_pred = self.predict(noisy_latents, timesteps, encoder_hidden_states, batch, drop_image.to(device))
-        return F.mse_loss(model_pred.float(), target.float())
+        if not o.snr_gamma:
+            return F.mse_loss(model_pred.float(), target.float())
+        loss = (model_pred.float() - target.float()).square().mean((1, 2, 3))
+        return (loss * self.snr_weights(timesteps)).mean()
+
+    def snr_weights(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """Min-SNR weights (B,) (Hang et al., arXiv 2303.09556): min(SNR, gamma) over SNR + 1 for v, SNR for epsilon.
+
+        1 at zero SNR, where the formula is 0 and would end the fast path.
+        """
+        signal = self.scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+        snr = signal / (1 - signal).clamp_min(1e-12)
+        weights = snr.clamp_max(self.options.snr_gamma) / (snr if self.options.prediction == "epsilon" else snr + 1)
+        return torch.where(signal == 0, 1.0, weights)
 
     def one_step(self, batch: dict, encoder_hidden_states: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """The fast path's scaled latents, of the shape of `like` (B, C, h, w): at zero SNR they are -v."""

@@ -46,7 +46,7 @@ class Ip2pOptions(DenoisingOptions):
 def build(options: Ip2pOptions):
     """The pipeline to train: Stable Diffusion with a wider conv_in, or a fresh small one."""
     if options.base:
-        base = networks.load_pipeline(options.base)
+        base = networks.load_pipeline(options.base, options.revision, options.variant)
         networks.widen_conv_in(base.unet, 2 * base.vae.config.latent_channels)
         return networks.ip2p_pipeline(base.vae, base.text_encoder, base.tokenizer, base.unet)
     vae = networks.load_autoencoder(options.vae_dir)

@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import hashlib
 import json
-import math
 import subprocess
 import sys
 import time
@@ -25,7 +24,8 @@ from tqdm import tqdm
 
 from mediffuse import machine
 from mediffuse.translate import checkpoints
-from train.options import Options
+from train import compute
+from train.options import OptionError, Options
 from train.pairs import data_sha256
 from train.states import States
 
@@ -46,12 +46,19 @@ class Run:
 
     def __init__(self, options: Options, objective: torch.nn.Module) -> None:
         self.options = options
+        if options.patience and not (options.best and options.validate_every):
+            raise OptionError("patience needs best, the figure that is judged by, and validate_every.")
+        if options.best and not options.validate_images:
+            raise OptionError("best needs validations: give validate_images above 0.")
+        compute.refuse_sharding()
+        compute.set_up(objective, options)
         precision = options.mixed_precision
         cuda = torch.cuda.is_available()
         if cuda:
             # What is not in half precision may use TF32. Tensor cores want channels last. cuDNN's benchmark stays off:
             # the parts of a batch of train/onestep.py have ever other sizes.
-            torch.set_float32_matmul_precision("high")
+            torch.set_float32_matmul_precision("high" if options.tf32 else "highest")
+            torch.backends.cudnn.allow_tf32 = options.tf32
             objective.to(memory_format=torch.channels_last)
         elif precision == "bf16" and not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
             # emulated: 43 s a step of the autoencoder on two AVX2 cores, and 1.3 s in full precision
@@ -60,25 +67,25 @@ class Run:
         self.accelerator = Accelerator(
             mixed_precision=precision,
             gradient_accumulation_steps=options.gradient_accumulation,
-            log_with="tensorboard",
+            log_with=compute.trackers(options),
             project_config=ProjectConfiguration(str(options.output), logging_dir=str(options.output / "logs")),
         )
         set_seed(options.seed)
         parameters = [p for p in objective.parameters() if p.requires_grad]
         self.states = self._open(objective)
-        optimizer = torch.optim.AdamW(
-            parameters, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True
-        )
-        self.model, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        self.model, self.optimizer = self.accelerator.prepare(objective, compute.optimizer(parameters, options))
+        self.schedule = compute.schedule(options)
         self.parameters = parameters
         self.ema = EMAModel(parameters, decay=options.ema_decay, min_decay=0.0, foreach=cuda)
-        self.ema.to(self.accelerator.device)
+        self.ema_device = torch.device("cpu") if options.ema_on_cpu else self.accelerator.device
+        self.ema.to(self.ema_device)
         self.accelerator.register_for_checkpointing(self.ema)
         self.accelerator.register_save_state_pre_hook(self._write_trained)
         self.accelerator.register_load_state_pre_hook(self._read_trained)
         self.skipped = 0  # steps in a row
         # Now: the code may change while this runs.
         self.commit = _commit()
+        self.stopped = False  # by its patience
         self.steps = options.steps  # of the whole run: fewer once its time limit has ended it
         self.elapsed = 0.0  # seconds of training, of resumed runs too
         self.saved = 0.0  # seconds of training in the newest checkpoint
@@ -97,10 +104,11 @@ class Run:
             self._describe()
             for name in ("log.csv", "validation.csv") if step == 0 else ():
                 (o.output / name).unlink(missing_ok=True)  # of a run before this one
-        accelerator.init_trackers("mediffuse")
+        accelerator.init_trackers("mediffuse", {k: str(v) for k, v in _plain_options(o).items()})
+        self.stopped = self._lost_patience(step)
         bar = tqdm(total=o.steps, initial=step, disable=not accelerator.is_main_process, desc=str(o.output))
         if step and self._due(step) and not _has_row(o.output / "validation.csv", step):
-            self._validate(validate, step)  # it was cut between the checkpoint and this
+            self._validate(validate, save, step)  # it was cut between the checkpoint and this
         started, losses = time.perf_counter() - self.elapsed, []
         for batch in self._loader(dataset, step):
             if self._over(step):
@@ -110,7 +118,7 @@ class Run:
                 continue
             step += 1
             if self.skipped == 0:
-                self.ema.step(self.parameters)
+                self._average()
             elif self.skipped >= SKIPPED:
                 raise SystemExit(
                     f"error: the gradients of {SKIPPED} steps in a row, up to step {step}, are not finite. Lower "
@@ -127,13 +135,13 @@ class Run:
             if step % o.checkpoint_every == 0 or late or over or self._due(step):
                 self._checkpoint(step)
             if not over and self._due(step):
-                self._validate(validate, step)
+                self._validate(validate, save, step)
         bar.close()
         self.steps = step
         self.ema.copy_to(self.parameters)
         if accelerator.is_main_process:
             save(o.output)
-            self._log("validation.csv", step, **validate())
+            self._judge(validate(), save, step)
         accelerator.wait_for_everyone()
         accelerator.end_training()
 
@@ -176,36 +184,65 @@ class Run:
         both = torch.stack([loss.float(), loss.new_tensor(seconds, dtype=torch.float32)])
         return tuple(self.accelerator.reduce(both, "mean").tolist())
 
+    def _average(self) -> None:
+        """A step of the averaged weights; those on the CPU visit the GPU for it."""
+        self.ema.to(self.accelerator.device)
+        self.ema.step(self.parameters)
+        self.ema.to(self.ema_device)
+
     def _time_share(self) -> float:
         """Share of the time limit that has passed; 0 where there is none."""
         return self.elapsed / self.options.time_limit if self.options.time_limit else 0.0
 
     def _over(self, step: int) -> bool:
-        return step >= self.options.steps or self._time_share() >= 1
+        return step >= self.options.steps or self._time_share() >= 1 or self.stopped
 
     def rate(self, step: int) -> float:
-        """Learning rate at a step: linear warmup, then half a cosine to 0.
+        """Learning rate at a step, by the schedule that the options name."""
+        return self.schedule(step, self._time_share())
 
-        The cosine follows the share of the steps or of the time limit that has passed, whichever is more.
-        """
-        o = self.options
-        if step < o.warmup:
-            return o.learning_rate * (step + 1) / o.warmup
-        share = max((step - o.warmup) / max(1, o.steps - o.warmup), self._time_share())
-        return o.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-
-    def _validate(self, validate: Callable[[], dict], step: int) -> None:
+    def _validate(self, validate: Callable[[], dict], save: Callable[[Path], None], step: int) -> None:
         self.ema.store(self.parameters)
         self.ema.copy_to(self.parameters)
         if self.accelerator.is_main_process:
-            self._log("validation.csv", step, **validate())
+            self._judge(validate(), save, step)
         self.ema.restore(self.parameters)
         self.accelerator.wait_for_everyone()
+        self.stopped = self._lost_patience(step)
+
+    def _judge(self, figures: dict, save: Callable[[Path], None], step: int) -> None:
+        """Log the figures of a validation, and keep the model where it is the best so far."""
+        name = self.options.best
+        if name:
+            before = self._judged(step - 1)
+            if not before or _goodness(name, figures[name]) > max(before.values()):
+                save(self.options.output / "best")
+        self._log("validation.csv", step, **figures)
+
+    def _judged(self, step: int) -> dict[int, float]:
+        """How good the model was at its validations up to `step`, more being better."""
+        path, name = self.options.output / "validation.csv", self.options.best
+        rows = csv.DictReader(path.open()) if path.is_file() else []
+        return {int(row["step"]): _goodness(name, float(row[name])) for row in rows if int(row["step"]) <= step}
+
+    def _lost_patience(self, step: int) -> bool:
+        """Whether `patience` validations up to `step` were no better than one before; the first process knows."""
+        o = self.options
+        if not (o.patience and o.best and step):
+            return False
+        judged = self._judged(step) if self.accelerator.is_main_process else {}
+        best = max(judged, key=lambda at: (judged[at], -at), default=step)
+        late = torch.tensor(float(sum(at > best for at in judged) >= o.patience), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(late, "sum"))
 
     def _log(self, name: str, step: int, **values: float) -> None:
+        pictures = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+        values = {name: value for name, value in values.items() if name not in pictures}
         if not values:
             return
         self.accelerator.log(values, step=step)
+        for tracker in self.accelerator.trackers if pictures else ():
+            tracker.log_images(pictures, step, **({"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}))
         if not self.accelerator.is_main_process:
             return
         path = self.options.output / name
@@ -254,7 +291,7 @@ class Run:
         state = self.states.load(lambda folder: self.accelerator.load_state(str(folder)), say)
         if not state:
             return 0
-        self.ema.to(self.accelerator.device)  # loaded to the CPU
+        self.ema.to(self.ema_device)  # loaded to the CPU
         self.elapsed, self.peak_memory = state.get("seconds", 0.0), state.get("peak_memory_mib", 0.0)
         self.saved, self.skipped = self.elapsed, state.get("skipped", 0)
         before = state.get("identity", {}).get("options", {}).get("steps", self.options.steps)
@@ -329,6 +366,10 @@ def write_details(folder: Path, run: Run, *bases: str | Path | None, **details) 
         # A resumed run logs some steps twice: the later is what counts. Of those that it ended before, none does.
         losses = {int(row["step"]): row["loss"] for row in csv.DictReader((run.options.output / "log.csv").open())}
         writer.writerows([training["stage"], step, loss] for step, loss in losses.items() if step <= run.steps)
+
+
+def _goodness(name: str, figure: float) -> float:
+    return -figure if name.endswith("lpips") else figure
 
 
 def _commit() -> str | None:

@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.sharp and options.train_decoder:
         raise SystemExit("--sharp leaves the decoder as it is, for Fast needs it too: give --train-decoder false.")
     torch.manual_seed(options.seed)
-    pipeline = networks.load_pipeline(options.base)
+    pipeline = networks.load_pipeline(options.base, options.revision, options.variant)
     if options.vae_dir:
         vae = networks.load_autoencoder(options.vae_dir)
         if vae.config.latent_channels != pipeline.vae.config.latent_channels:

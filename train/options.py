@@ -22,6 +22,14 @@ Share = (0, 1)
 """Least and greatest value of an option; without one of these numbers are at least 0."""
 
 
+FIGURES = (
+    *(f"{d}_{m}" for d in ("ct2mr", "mr2ct", "contour2mr") for m in ("psnr", "ssim", "lpips", "sharpness")),
+    "mr_psnr",
+    "ct_psnr",
+)
+"""What a validation can give."""
+
+
 @dataclass
 class Options:
     """Options of every trainer. Values come from defaults, then --config, then the command line.
@@ -36,14 +44,27 @@ class Options:
     time_limit: Annotated[float, "seconds of training that end it before its steps do; 0: no limit"] = 0.0
     batch_size: Annotated[int, "samples a process and step", Count] = 8
     gradient_accumulation: Annotated[int, "batches whose gradients an optimiser step adds up", Count] = 1
-    learning_rate: Annotated[float, "its peak; after the warmup half a cosine takes it to zero"] = 1e-4
+    learning_rate: Annotated[float, "its peak, from which its schedule takes it down"] = 1e-4
+    lr_schedule: Annotated[
+        Literal["cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial"],
+        "one of diffusers' schedules; cosine is half of one, to zero",
+    ] = "cosine"
     warmup: Annotated[int, "steps in which the learning rate rises linearly"] = 100
+    optimizer: Annotated[Literal["adamw", "adamw8bit"], "adamw, or adamw8bit with its state in 8 bits"] = "adamw"
     weight_decay: Annotated[float, "AdamW's"] = 0.01
+    adam_beta1: Annotated[float, "AdamW's", Share] = 0.9
+    adam_beta2: Annotated[float, "AdamW's", Share] = 0.999
+    adam_epsilon: Annotated[float, "AdamW's"] = 1e-8
     max_grad_norm: Annotated[float, "gradients of a larger norm are scaled down to it"] = 1.0
     ema_decay: Annotated[
         float, "decay of the averaged weights, which are the ones that are judged and saved", Share
     ] = 0.999
     mixed_precision: Annotated[Literal["no", "fp16", "bf16"], "no, fp16 or bf16"] = "no"
+    tf32: Annotated[bool, "on a GPU, let what is not in half precision use TF32"] = True
+    gradient_checkpointing: Annotated[bool, "compute activations twice rather than keep them: less memory"] = False
+    ema_on_cpu: Annotated[bool, "keep the averaged weights in the processor's memory: less of the GPU's"] = False
+    attention: Annotated[Literal["sdpa", "xformers"], "sdpa is PyTorch's own"] = "sdpa"
+    compile: Annotated[bool, "compile the networks with torch.compile: a slow start, then faster steps"] = False
     augment: Annotated[bool, "warp the pairs, and change what differs between scanners"] = True
     ct_windows: Annotated[
         Literal[3, 1], "3, or 1 for the full range alone, to compare with: the app has no such mode"
@@ -51,6 +72,7 @@ class Options:
     weights: Annotated[dict, 'sampling weights by "source/plane", source or plane; 1 for what is not named'] = field(
         default_factory=dict
     )
+    samples: Annotated[int, "pairs to learn from, drawn from the train split; 0: all"] = 0
     seed: Annotated[int, "of the samples, the noise and fresh weights"] = 0
     workers: Annotated[int, "processes that load data; 0: none beside the trainer"] = 1
     checkpoint_every: Annotated[int, "steps between the checkpoints from which a run can go on", Count] = 500
@@ -59,6 +81,14 @@ class Options:
     validate_every: Annotated[int, "steps between validations on the val split; 0: only at the end"] = 500
     validate_images: Annotated[int, "val patients that are validated on, by a central slice of each; 0: none"] = 18
     validate_speed: Annotated[Literal["fast", "diffusion"], "fast, or diffusion, which takes longer"] = "fast"
+    validate_pictures: Annotated[int, "val pictures a direction, input beside output, that trackers get"] = 0
+    best: Annotated[
+        Literal[("", *FIGURES)], "figure of validation.csv whose best model is kept, in the folder best"
+    ] = ""
+    patience: Annotated[int, "validations without a better one that end the run; 0: none; needs best"] = 0
+    trackers: Annotated[list[Literal["tensorboard", "wandb"]], "where losses and validations go, too"] = field(
+        default_factory=lambda: ["tensorboard"]
+    )
     log_every: Annotated[int, "steps between lines of log.csv", Count] = 10
 
 
@@ -75,6 +105,8 @@ HARMLESS = frozenset(
         "validate_every",
         "validate_images",
         "validate_speed",
+        "validate_pictures",
+        "trackers",
         "log_every",
         "largest_mib",
     }
@@ -230,7 +262,7 @@ def _is_choice(kind: Any) -> bool:
 
 def _metavar(kind: Any) -> str:
     if _is_choice(kind):
-        return "|".join(map(str, get_args(kind)))
+        return "VALUE"
     return "PATH" if kind == Path | None else (get_origin(kind) or kind).__name__.upper()
 
 

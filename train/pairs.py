@@ -61,6 +61,14 @@ class PairDataset(Dataset):
             raise DatasetError("weights leaves no pairs to train on: it gives 0 to all of them.")
         self.shares = weight / weight.sum()
 
+    def take(self, count: int) -> None:
+        """Draw from `count` of the pairs alone."""
+        chosen = np.random.default_rng(self.seed).choice(
+            len(self.rows), min(count, np.count_nonzero(self.shares)), replace=False, p=self.shares
+        )
+        self.rows, shares = [self.rows[i] for i in chosen], self.shares[chosen]
+        self.shares = shares / shares.sum()
+
     def __len__(self) -> int:
         return ENDLESS
 
@@ -93,7 +101,9 @@ def training_pairs(options: Options, directions: list[str], thresholds: Threshol
     Raises DatasetError if there are none, or none to validate on.
     """
     check_val(options, directions)
-    return PairDataset(
+    if options.best and not options.best.startswith(tuple(directions)):
+        raise DatasetError(f"best is {options.best}, and what is trained is {', '.join(directions)}.")
+    dataset = PairDataset(
         options.data,
         "train",
         tuple(directions),
@@ -103,6 +113,9 @@ def training_pairs(options: Options, directions: list[str], thresholds: Threshol
         thresholds=thresholds,
         ct_windows=options.ct_windows,
     )
+    if options.samples:
+        dataset.take(options.samples)
+    return dataset
 
 
 def check_val(options: Options, directions: list[str]) -> None:
