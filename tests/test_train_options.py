@@ -11,7 +11,7 @@ from train.baseline import BaselineOptions
 from train.controlnet import ControlnetOptions
 from train.ip2p import Ip2pOptions
 from train.onestep import OneStepOptions
-from train.options import Options, command_line, parse_options
+from train.options import HARMLESS, Options, command_line, parse_options
 
 CONFIGS = Path(__file__).resolve().parents[1] / "train" / "configs"
 CLASSES = {
@@ -129,3 +129,9 @@ def test_shipped_configs_are_understood(path):
         parsed = parse_options(CLASSES[section], section, command_line(script, {"config": path, **options})[2:], "")
         assert parsed.checkpoint_seconds <= 8 * 60
         assert parsed.time_limit <= 8 * 60
+
+
+def test_the_docs_name_what_a_resumed_run_may_change():
+    text = (CONFIGS.parents[1] / "docs" / "training.md").read_text()
+    named = text.split("What may differ: ")[1].split(". `steps`")[0]
+    assert {name.strip("`") for name in named.replace("\n", " ").split(", ")} == HARMLESS

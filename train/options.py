@@ -107,6 +107,8 @@ HARMLESS = frozenset(
         "validate_speed",
         "validate_pictures",
         "trackers",
+        "best",
+        "patience",
         "log_every",
         "largest_mib",
     }
