@@ -20,7 +20,8 @@ from mediffuse.directions import prompt_for
 from mediffuse.image.ct_picture import guess_png_window, png_ct_to_hu
 from mediffuse.image.intensity import AIR_HU, encode_ct, encode_mr, to_uint8
 from mediffuse.image.letterbox import Letterbox
-from mediffuse.scan import PLANES, ScanError, read_scan
+from mediffuse.scan import PLANES, ScanError
+from mediffuse.scan.guard import read_scan
 
 SPLITS = ("train", "val", "test")
 LEFT_OUT = "left_out.txt"

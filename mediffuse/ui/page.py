@@ -9,6 +9,7 @@ import gradio as gr
 import spaces
 
 from mediffuse.directions import DIRECTIONS
+from mediffuse.scan import guard
 from mediffuse.translate import Translator
 from mediffuse.translate.checkpoints import CheckpointError, Checkpoints
 from mediffuse.ui import results
@@ -30,6 +31,7 @@ hour after their last use.
 def build() -> gr.Blocks:
     """The demo, ready for `launch(**launch_options())`. Checkpoints load when first used, except on
     ZeroGPU, where they must be placed on CUDA at start."""
+    guard.warm_up()
     translator = Translator(Checkpoints())
     if spaces.config.Config.zero_gpu:
         for direction in DIRECTIONS:
