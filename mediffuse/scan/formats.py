@@ -17,7 +17,6 @@ from mediffuse.scan.types import ScanError, check_size
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 _NIFTI = (".nii.gz", ".nii")
-VOLUMES = (*_NIFTI, ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".hdr", ".img")
 DATA_OF = {".raw": "an .mhd or .nhdr", ".zraw": "an .mhd", ".img": "a .hdr"}
 """Files that hold voxels alone, and what says how they are to be read."""
 

@@ -250,8 +250,9 @@ def _wanted(parts: list[list[Frame]]) -> tuple[list[list[Frame]], Counter[str]]:
     originals = [p for p in parts if "DERIVED" not in p[0].traits.words]
     if originals:
         most = max(map(len, originals))
+        # Dixon's water and fat are called derived, too, and are no less meant than what they are made of.
         keep(
-            [p for p in parts if "DERIVED" not in p[0].traits.words or len(p) > most],
+            [p for p in parts if "DERIVED" not in p[0].traits.words or p[0].traits.dixon or len(p) > most],
             lambda _: "derived from the others",
         )
     keep(
