@@ -34,7 +34,7 @@ SECONDS, SECONDS_PER_MIB, SECONDS_PER_FILE = 1.5, 0.5, 0.05
 BYTES, BYTES_PER_BYTE, MOST_BYTES = 3 << 29, 60, 8 << 30
 """Processor time and memory that a call may take, and what it may take more for the size and number of its files."""
 
-WALL = 2
+WALL = 6
 """How many times its processor time a call may take on a busy machine until it counts as hanging."""
 
 Result = TypeVar("Result")

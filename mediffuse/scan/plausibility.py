@@ -23,7 +23,7 @@ METAL_HU, METAL_ML = 3000.0, 0.1
 T2_ECHO_MS = 60.0
 """Spin echoes later than this are T2-weighted (T1: below 30 ms)."""
 
-BODY_PART, AGENT, ECHO = "0018|0015", "0018|0010", "0018|0081"
+BODY_PART, AGENT, ECHO = "BodyPartExamined", "ContrastBolusAgent", "EchoTime"
 TAGS = (BODY_PART, AGENT, ECHO)
 _HEADS = ("HEAD", "BRAIN", "SKULL", "CRANI", "FACE", "SINUS", "ORBIT")
 

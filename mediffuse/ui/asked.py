@@ -40,7 +40,7 @@ SPEED_CHOICES = {
 class AskedSlice:
     """Of the tabs CT -> MRI and MRI -> CT. scan, truth: paths of uploads. index: -1 for the central slice.
 
-    shown: which window a picture of a CT shows. view: the window in which CT is displayed.
+    shown: which window a picture of a CT shows. view: the window in which CT is displayed. series: as in `read_scan`.
     """
 
     scan: str | None = None
@@ -57,6 +57,7 @@ class AskedSlice:
     truth: str | None = None
     contrast: str = "T1"
     start: str = "mean"
+    series: str = ""
 
     def settings(self) -> Settings:
         """How to translate, with a seed drawn if a random one is wanted. Raises gr.Error."""
@@ -103,14 +104,14 @@ class AskedContours(AskedSlice):
 
 @dataclass(frozen=True)
 class AskedVolume:
-    """Of the Volume tab. paths, truth: uploads; series: a SeriesInstanceUID where there are several.
+    """Of the Volume tab. paths, truth: uploads; series: as in `read_scan`.
 
     register: move the ground truth onto the scan first. dicom: write a DICOM series too.
     """
 
     paths: list[str] | None = None
     direction: str = "ct2mr"
-    series: str | None = None
+    series: str = ""
     contrast: str = "T1"
     speed: str = "fast"
     steps: float = Settings.steps

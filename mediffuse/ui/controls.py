@@ -9,6 +9,7 @@ import gradio as gr
 from gradio.components import Component
 from gradio.events import Dependency
 
+from mediffuse.scan import SeveralSeriesError
 from mediffuse.translate import MAX_SEED, Settings
 from mediffuse.ui import runs
 from mediffuse.ui.asked import SPEED_CHOICES
@@ -86,6 +87,21 @@ def run_buttons(tab: str) -> tuple[gr.Button, gr.Button]:
             gr.Button("Translate", variant="primary", elem_id=f"{tab}-go"),
             gr.Button("Stop", variant="stop", elem_id=f"{tab}-stop"),
         )
+
+
+def series_choice(tab: str) -> gr.Dropdown:
+    """Which volume of an upload is meant, shown where there are several; a script may say it at once."""
+    return gr.Dropdown([], value="", label="Series", visible=False, allow_custom_value=True, elem_id=f"{tab}-series")
+
+
+def no_series() -> gr.Dropdown:
+    return gr.Dropdown([], value="", visible=False)
+
+
+def series_asked(error: SeveralSeriesError) -> gr.Dropdown:
+    """The choice between what was found."""
+    choices = [(title or key, key) for key, title in error.choices.items()]
+    return gr.Dropdown(choices, value="", visible=True)
 
 
 def score_table(tab: str, label: str) -> gr.Dataframe:

@@ -49,7 +49,7 @@ class VolumeControls:
             elem_id="volume-direction",
         )
         self.components["paths"] = gr.File(
-            label="Scan: NIfTI, NRRD, MHA, or a DICOM series (its files, or a zip)",
+            label="Scan: NIfTI, NRRD, MetaImage, MGZ, or a DICOM series (its files, or a zip)",
             file_count="multiple",
             height=130,
             elem_id="volume-scan",
@@ -59,7 +59,7 @@ class VolumeControls:
                 gr.Button(example.title, size="sm", elem_id=f"volume-example-{place}")
                 for place, example in enumerate(EXAMPLES.values())
             ]
-        self.components["series"] = gr.Radio([], label="Series", visible=False, elem_id="volume-series")
+        self.components["series"] = controls.series_choice("volume")
         self.notice = gr.Markdown(visible=False, elem_classes="notice", elem_id="volume-notice")
 
     def _sampling(self, speeds: tuple[str, ...]) -> None:
@@ -126,7 +126,7 @@ class VolumeTab:
             "outputs": [series, self.controls.notice, *self.panel.outputs],
             **PRIVATE,
         }
-        self._draw_after(paths.upload(_no_series, outputs=series, **PRIVATE).success(**loading))
+        self._draw_after(paths.upload(controls.no_series, outputs=series, **PRIVATE).success(**loading))
         for choice in (series, direction):
             self._draw_after(choice.input(**loading))
         self._draw_after(paths.clear(self._forget, outputs=loading["outputs"], **PRIVATE))
@@ -166,7 +166,7 @@ class VolumeTab:
 
     def _forget(self) -> Values:
         return {
-            self.components["series"]: gr.Radio(visible=False),
+            self.components["series"]: controls.no_series(),
             self.controls.notice: gr.Markdown(visible=False),
             self.panel.status: "",
             **self.panel.empty(),
@@ -177,7 +177,7 @@ class VolumeTab:
             self.components["direction"]: direction,
             self.components["paths"]: [str(example.scan)],
             self.components["truth"]: [str(example.truth)],
-            self.components["series"]: _no_series(),
+            self.components["series"]: controls.no_series(),
         }
 
     def load(self, **values) -> Iterator[Values]:
@@ -190,10 +190,9 @@ class VolumeTab:
         try:
             scan = read_volume(asked.paths, modalities(asked.direction)[0], asked.series)
         except SeveralSeriesError as error:
-            choices = [(title, uid) for uid, title in error.choices.items()]
             yield {
                 **emptied,
-                self.components["series"]: gr.Radio(choices, value=None, visible=True),
+                self.components["series"]: controls.series_asked(error),
                 self.controls.notice: gr.Markdown("Choose the series to translate.", visible=True),
             }
             return
@@ -272,10 +271,6 @@ class VolumeTab:
             }
         if compared.refused:
             raise compared.refused
-
-
-def _no_series() -> gr.Radio:
-    return gr.Radio([], value=None, visible=False)
 
 
 def _size(scan: Scan) -> str:

@@ -50,5 +50,5 @@ def test_what_a_dicom_says_of_itself(series, tmp_path, tag, value, said):
 
 
 def test_a_late_echo_is_t2(mr):
-    assert "T2-weighted" in oddities(replace(mr, tags={"0018|0081": "95"}))[0]
-    assert oddities(replace(mr, tags={"0018|0081": "9"})) == []
+    assert "T2-weighted" in oddities(replace(mr, tags={"EchoTime": "95"}))[0]
+    assert oddities(replace(mr, tags={"EchoTime": "9"})) == []
