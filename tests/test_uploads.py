@@ -26,5 +26,5 @@ def test_files_of_one_name_are_all_read_and_messages_name_no_temporary_folder(tm
     assert scan.name == "IM0001 and 19 more"
     for path in paths[:2]:
         path.write_bytes(b"no scan")
-    with pytest.raises(ScanError, match="^IM0001 and 1 more holds no DICOM series or other scan"):
+    with pytest.raises(ScanError, match=r"^IM0001 and 1 more holds no DICOM series or other scan"):
         read_volume([str(path) for path in paths[:2]], "CT")
