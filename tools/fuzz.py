@@ -774,7 +774,7 @@ def fuzz_readers(
             break
         one = case(seed, number)
         place.mkdir()
-        path = place / one.name.replace("/", "_")
+        path = place / (f"{one.name}_" if one.name in (".", "..") else one.name.replace("/", "_"))
         path.write_bytes(one.content.replace(b"{secret}", str(secret).encode()))
         found = reader.ask(path=str(path), modality=("CT", "MR")[number // 7 % 2], number=number)
         if keep:
@@ -1002,9 +1002,8 @@ def main() -> int:
                 jobs = asked.jobs if run is fuzz_readers else 1
                 rows, peaks = at_once(run, jobs, asked.seed, numbers, Path(name), end)
         print(table(rows, peaks))
-        print(
-            f"Seed {asked.seed}, cases {numbers.start} to {numbers.stop - 1}, {time.perf_counter() - started:.0f} s.\n"
-        )
+        done, seconds = sum(row.cases for row in rows.values()), time.perf_counter() - started
+        print(f"Seed {asked.seed}, {done} of the cases {numbers.start} to {numbers.stop - 1}, {seconds:.0f} s.\n")
         bad |= any(sum(row.troubles.values()) for row in rows.values())
     return int(bad)
 

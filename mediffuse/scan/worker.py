@@ -30,7 +30,15 @@ from typing import NoReturn
 
 import numpy as np
 
-READERS = ("mediffuse.scan.guard", "PIL.JpegImagePlugin", "PIL.PngImagePlugin", "SimpleITK", "scipy.ndimage")
+READERS = (
+    "mediffuse.scan.guard",
+    "PIL.JpegImagePlugin",
+    "PIL.PngImagePlugin",
+    "SimpleITK",
+    "pydicom.filereader",
+    "pydicom.pixels",
+    "scipy.ndimage",
+)
 """Loaded before any child is forked: what a child loads, every child loads anew."""
 
 _APART = 1 << 16

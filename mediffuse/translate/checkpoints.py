@@ -61,6 +61,11 @@ class Checkpoint:
     mean_noise: float | None = None
 
 
+def name_of(source: str) -> str:
+    """What messages call a checkpoint: its hub id, or the name of its folder; where that lies is not for visitors."""
+    return source if source.count("/") == 1 and not Path(source).exists() else Path(source).name
+
+
 def locate(direction: str, given: str | None = None) -> str:
     """Folder or hub id of the checkpoint for a direction.
 
@@ -93,7 +98,8 @@ def locate(direction: str, given: str | None = None) -> str:
         ):
             return entry
     raise CheckpointError(
-        f"There is no checkpoint for this direction ({direction}) in {given}. It should hold a folder "
+        f"There is no checkpoint for this direction ({direction}) where {VARIABLE} or --checkpoint says "
+        f"({', '.join(name_of(entry.strip()) for entry in given.split(','))}). It should hold a folder "
         f"'{_FAMILY[direction]}' that train/{_FAMILY[direction]}.py wrote for it, with a model_index.json."
     )
 
@@ -140,10 +146,12 @@ def load(source: str, direction: str) -> Checkpoint:
             return describe(pipeline, source, sharp.to(device) if sharp else None)
     except Exception as error:  # diffusers, safetensors, the hub and json each have their own
         raise CheckpointError(
-            f"The checkpoint {source} cannot be loaded: it is missing, incomplete or damaged "
+            f"The checkpoint {name_of(source)} cannot be loaded: it is missing, incomplete or damaged "
             f"({type(error).__name__}). Train or download it again."
         ) from error
-    raise CheckpointError(f"The checkpoint {source} is a {type(pipeline).__name__}; this tab needs a {wanted}.")
+    raise CheckpointError(
+        f"The checkpoint {name_of(source)} is a {type(pipeline).__name__}; this tab needs a {wanted}."
+    )
 
 
 def load_sharp(source: str, dtype: torch.dtype) -> UNet2DConditionModel | None:

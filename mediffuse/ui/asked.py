@@ -12,6 +12,7 @@ import gradio as gr
 
 from mediffuse.image.contours import Thresholds
 from mediffuse.image.display import BRAIN
+from mediffuse.scan import Scan
 from mediffuse.translate import MAX_SEED, Settings
 from mediffuse.translate.volumes import Passes
 
@@ -34,6 +35,30 @@ SPEED_CHOICES = {
     "sharp": Speed("Sharp (one step; may invent detail)", at_once=True, sampled=False),
     "diffusion": Speed("Diffusion (sampling)", at_once=False, sampled=True),
 }
+
+
+MOST_STEPS = 400
+"""Of the model in one slice, guidance counted: 20 s on two processor cores."""
+MOST_STEPS_OF_SLICE = 100
+"""In one slice of a volume: so long do others wait until it gives way."""
+MOST_STEPS_OF_VOLUME = 8000
+"""In all of a volume: six minutes on two processor cores."""
+
+
+def _steps(settings: Settings) -> int:
+    """How often the model runs for a slice."""
+    if settings.speed != "diffusion":
+        return 2 if settings.mirror else 1
+    return settings.steps * settings.samples * (3 if settings.guidance > 1 else 1)
+
+
+def _refuse(work: str, steps: int, most: int, lower: str) -> None:
+    """Raise gr.Error if there are too many steps."""
+    if steps > most:
+        raise gr.Error(
+            f"{work} would be {steps:,} steps of the model; this page does at most {most:,}. Lower the {lower}.",
+            print_exception=False,
+        )
 
 
 @dataclass(frozen=True)
@@ -75,6 +100,10 @@ class AskedSlice:
             )
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
+
+    def check_work(self) -> None:
+        """Raise gr.Error if this takes too long for a page that others use too."""
+        _refuse("This", _steps(self.settings()), MOST_STEPS, "steps or the samples, or set the guidance to 1")
 
     def thresholds(self) -> Thresholds | None:
         """Of contours, for the tab that has them."""
@@ -143,6 +172,14 @@ class AskedVolume:
         if not self.planes:
             raise gr.Error("Choose at least one plane.", print_exception=False)
         return Passes(tuple(self.planes), bool(self.mirror))
+
+    def check_work(self, scan: Scan) -> None:
+        """Raise gr.Error if this takes too long for a page that others use too."""
+        steps, passes = _steps(self.settings()), self.passes()
+        slices = sum(scan.count(plane) for plane in passes.planes) * (2 if passes.mirror else 1)
+        _refuse("Each slice", steps, MOST_STEPS_OF_SLICE, "steps or the samples")
+        lower = "steps, the samples or the planes, or translate it by the command line"
+        _refuse(f"These {slices:,} slices", slices * steps, MOST_STEPS_OF_VOLUME, lower)
 
 
 def parameters(asked: type) -> list[str]:

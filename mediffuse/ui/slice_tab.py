@@ -18,14 +18,14 @@ from mediffuse.image.display import BRAIN, FULL_RANGE
 from mediffuse.scan import Scan, SeveralSeriesError, Slice
 from mediffuse.translate import Translation, Translator
 from mediffuse.translate.slices import to_slice
-from mediffuse.ui import controls, runs
+from mediffuse.ui import controls, runs, store
 from mediffuse.ui.asked import SPEED_CHOICES, AskedContours, AskedSlice, parameters
 from mediffuse.ui.contour_controls import ContourControls
-from mediffuse.ui.controls import ONE_AT_A_TIME, PRIVATE, Values, select
+from mediffuse.ui.controls import PRIVATE, SLICES, Values, queued, select
 from mediffuse.ui.examples import CT_EXAMPLES, MR_EXAMPLES, Example
 from mediffuse.ui.slice_result import SlicePanel, SliceResult, slice_picture, synthetic_picture
 from mediffuse.ui.uploads import open_scan, several_in, slice_of
-from mediffuse.ui.words import MODALITY_TITLES, status
+from mediffuse.ui.words import MODALITY_TITLES, notice, status
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class SliceControls:
             visible=False,
             elem_id=f"{name}-shown",
         )
-        self.notice = gr.Markdown(visible=False, elem_classes="notice", elem_id=f"{name}-notice")
+        self.notice = controls.notice(name)
 
     def _sampling(self, speeds: tuple[str, ...]) -> None:
         name = self.options.direction
@@ -118,7 +118,7 @@ class SliceTab:
             self.panel = SlicePanel(options.direction, options.default_view)
         self.contours = self.controls.contours
         self.components = {**self.controls.components, "view": self.panel.view}
-        self.state = gr.State(None)
+        self.state = gr.State(None, time_to_live=store.keep_seconds())
         self._on_stop([*self._on_run(), *self._on_slice(), *self._on_scan()])
         self._on_truth()
         self._on_view()
@@ -147,7 +147,7 @@ class SliceTab:
         return {
             "inputs_kwargs": select(self.components, parameters(self.asked_type)),
             "outputs": [*panel.pictures, panel.files, self.components["seed"], panel.status, self.state],
-            **ONE_AT_A_TIME,
+            **queued(SLICES, panel.status),
         }
 
     def _on_run(self) -> list[Dependency]:
@@ -160,7 +160,7 @@ class SliceTab:
     def _at_once(self, event) -> Dependency:
         """Translate after `event`, if it takes a moment only."""
         # What is chosen while another is translated must be translated too.
-        return event(self.run_at_once, **{**self.run_options, **PRIVATE}, trigger_mode="always_last")
+        return event(self.run_at_once, **self.run_options, api_visibility="private", trigger_mode="always_last")
 
     def _on_slice(self) -> list[Dependency]:
         previewing = {
@@ -251,7 +251,7 @@ class SliceTab:
             return {
                 self.panel.input: None,
                 self.components["series"]: controls.series_asked(undecided),
-                self.controls.notice: gr.Markdown("Choose the series to translate.", visible=True),
+                self.controls.notice: notice(["Choose the series to translate."]),
             }
         scan = self._open(asked)
         count = scan.count(scan.plane)
@@ -272,7 +272,7 @@ class SliceTab:
             notes.append(f"Read as: {PNG_WINDOWS[scan.shown]}. Choose another window if that is wrong.")
         changed = {
             self.panel.input: slice_picture(source, asked.view),
-            self.controls.notice: gr.Markdown("\n\n".join(notes), visible=bool(notes)),
+            self.controls.notice: notice(notes),
         }
         if self.contours:
             changed[self.panel.contours] = self.contours.picture(source, asked.thresholds())
@@ -291,6 +291,7 @@ class SliceTab:
         """Translate a slice, streaming intermediate steps; then compare it with the ground truth."""
         asked = self.asked_type(**values)
         source, settings = self._slice(asked), asked.settings()
+        asked.check_work()
         line = self.panel.status
         # Steps must not be shown beside the last result's scores; one step is over too soon to flicker.
         emptied = self.panel.empty() if SPEED_CHOICES[settings.speed].sampled else {}

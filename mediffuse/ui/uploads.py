@@ -20,6 +20,11 @@ def _read(path: str, changed: int, modality: str, window: str, series: str | Non
     return read_scan(path, modality, window, series=series)
 
 
+def forget() -> None:
+    """Let go of what was read last."""
+    _read.cache_clear()
+
+
 def several_in(path: str, modality: str, series: str | None = None) -> SeveralSeriesError | None:
     """The choice between the volumes of an upload where `series` leaves one. What else is wrong is `open_scan`'s."""
     try:

@@ -17,11 +17,11 @@ from mediffuse.translate import Translator
 from mediffuse.translate.volumes import VolumeTranslation
 from mediffuse.ui import controls, runs, viewer
 from mediffuse.ui.asked import AskedVolume, parameters
-from mediffuse.ui.controls import ONE_AT_A_TIME, OPTIONS, PRIVATE, Values, select
+from mediffuse.ui.controls import OPTIONS, PRIVATE, VOLUMES, Values, queued, select
 from mediffuse.ui.examples import CT_EXAMPLES, MR_EXAMPLES, Example
 from mediffuse.ui.uploads import open_volume, read_volume
 from mediffuse.ui.volume_result import VolumePanel, anatomy_layer, compare, known_layers, voxels_of, write_results
-from mediffuse.ui.words import status
+from mediffuse.ui.words import notice, status
 
 EXAMPLES = {"ct2mr": CT_EXAMPLES[0], "mr2ct": MR_EXAMPLES[0]}
 """By the directions of the tab."""
@@ -60,7 +60,7 @@ class VolumeControls:
                 for place, example in enumerate(EXAMPLES.values())
             ]
         self.components["series"] = controls.series_choice("volume")
-        self.notice = gr.Markdown(visible=False, elem_classes="notice", elem_id="volume-notice")
+        self.notice = controls.notice("volume")
 
     def _sampling(self, speeds: tuple[str, ...]) -> None:
         contrast = self.components["contrast"] = controls.contrast_choice("volume", CONTRASTS)
@@ -145,7 +145,7 @@ class VolumeTab:
             inputs_kwargs=select(self.components, parameters(AskedVolume)),
             outputs=self.panel.outputs,
             api_name="volume",
-            **ONE_AT_A_TIME,
+            **queued(VOLUMES, self.panel.status),
         )
         self._draw_after(running)
         controls.on_stop(self.controls.stop, self.panel.status, [running], "volume_stop")
@@ -158,7 +158,8 @@ class VolumeTab:
                 self.panel.drawn,
                 self.panel.outputs,
                 inputs_kwargs=select(self.components, ("paths", "direction", "series", "truth", "register")),
-                **{**ONE_AT_A_TIME, **PRIVATE},
+                **queued(VOLUMES, self.panel.status),
+                api_visibility="private",
             )
             self._draw_after(compared)
 
@@ -167,7 +168,7 @@ class VolumeTab:
     def _forget(self) -> Values:
         return {
             self.components["series"]: controls.no_series(),
-            self.controls.notice: gr.Markdown(visible=False),
+            self.controls.notice: notice([]),
             self.panel.status: "",
             **self.panel.empty(),
         }
@@ -185,7 +186,7 @@ class VolumeTab:
         asked = AskedVolume(**values)
         emptied = {**self.panel.empty(), self.panel.status: ""}
         if not asked.paths:
-            yield {**emptied, self.controls.notice: gr.Markdown(visible=False)}
+            yield {**emptied, self.controls.notice: notice([])}
             return
         try:
             scan = read_volume(asked.paths, modalities(asked.direction)[0], asked.series)
@@ -193,7 +194,7 @@ class VolumeTab:
             yield {
                 **emptied,
                 self.components["series"]: controls.series_asked(error),
-                self.controls.notice: gr.Markdown("Choose the series to translate.", visible=True),
+                self.controls.notice: notice(["Choose the series to translate."]),
             }
             return
         except ScanError as error:
@@ -204,7 +205,7 @@ class VolumeTab:
                 **emptied,
                 **self.panel.draw([anatomy_layer(scan, scan.voxels, "input", scan.modality, Path(folder))]),
                 self.panel.status: status(_size(scan)),
-                self.controls.notice: gr.Markdown("\n\n".join(scan.warnings), visible=bool(scan.warnings)),
+                self.controls.notice: notice(scan.warnings),
             }
 
     # The docstring is the API's description.
@@ -214,6 +215,7 @@ class VolumeTab:
         line = self.panel.status
         scan = open_volume(asked.paths, modalities(asked.direction)[0], asked.series)
         settings, passes = asked.settings(), asked.passes()
+        asked.check_work(scan)
         yield {line: status("Translating…", 0, 1)}
         try:
             for item in runs.stream_volume(self.number, scan, asked.direction, settings, passes, request.session_hash):

@@ -41,7 +41,7 @@ def test_readers_stand_two_hundred_cases():
 
 
 def test_endpoints_stand_some_calls():
-    done = run("--api", "--cases", "60", "--seed", "1")
-    assert "| all | 60 |" in done.stdout, done.stderr
+    done = run("--api", "--cases", "40", "--seed", "1", "--minutes", "3")
+    assert "| all | 40 |" in done.stdout, done.stderr
     for trouble in ("crash", "left", "other file", "path"):
         assert f": {trouble}" not in done.stderr
