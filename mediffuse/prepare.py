@@ -19,6 +19,7 @@ from tqdm import tqdm
 from mediffuse.alignment import APART, DOUBTFUL, alignment
 from mediffuse.dataset import Row
 from mediffuse.directions import prompt_for
+from mediffuse.files import complete, remove_leftovers, write_text
 from mediffuse.image.ct_picture import guess_picture_modality, guess_png_window, png_ct_to_hu
 from mediffuse.image.intensity import AIR_HU, CT_WINDOWS, encode_ct, encode_mr, to_uint8, window
 from mediffuse.image.letterbox import Letterbox, resize
@@ -68,6 +69,7 @@ def prepare(
     """
     plan = plan or Plan()
     writer = Writer(output, plan)
+    remove_leftovers(output)
     for given in inputs:
         folder = _existing(given)
         patients = volume_pairs(folder)
@@ -187,7 +189,7 @@ class Writer:
         path.parent.mkdir(parents=True, exist_ok=True)
         if image.ndim == 3:
             image = image[..., ::-1]
-        cv2.imwrite(str(path), image)
+        path.write_bytes(cv2.imencode(".png", image)[1].tobytes())  # imwrite is silent where the disk is full
         return path.name
 
     def pair(self, split: str, name: str, pair: Pair) -> None:
@@ -221,12 +223,13 @@ class Writer:
         self.rows.setdefault(split, []).append(row)
 
     def close(self) -> None:
-        """Write each split's metadata.jsonl, and the report where there is something to say."""
+        """Write each split's metadata.jsonl, and the report where there is something to say: last, so that a killed run
+        has none to offer."""
         for split, rows in self.rows.items():
             text = "".join(json.dumps(row) + "\n" for row in rows)
-            (self.output / split / "metadata.jsonl").write_text(text, encoding="utf-8")
+            write_text(self.output / split / "metadata.jsonl", text)
         if self.report:
-            with (self.output / REPORT).open("w", encoding="utf-8", newline="") as file:
+            with complete(self.output / REPORT) as part, part.open("w", encoding="utf-8", newline="") as file:
                 table = csv.DictWriter(file, REPORT_COLUMNS)
                 table.writeheader()
                 table.writerows(self.report)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
 
+from mediffuse.files import complete
 from mediffuse.image.intensity import MR_OUTPUT_LIMITS
 from mediffuse.scan.headers import KEPT
 from mediffuse.scan.types import Scan, ScanError
@@ -25,34 +21,32 @@ SYNTHETIC_NOTE = "SYNTHETIC, not for diagnosis"
 """What everything that is made here says of itself."""
 
 UNITS = {"CT": "HU", "MR": f"arbitrary {MR_OUTPUT_LIMITS[0]:.0f}-{MR_OUTPUT_LIMITS[1]:.0f}"}
+_DEFACED = "; defaced"
 _SOP_CLASSES = {"CT": "1.2.840.10008.5.1.4.1.1.2", "MR": "1.2.840.10008.5.1.4.1.1.4"}
 
 
-def mark_synthetic(image: nib.Nifti1Image, modality: str) -> nib.Nifti1Image:
-    """Say in a NIfTI's header what it is and in which units; returns it.
+def mark_synthetic(image: nib.Nifti1Image, modality: str, *, defaced: bool = False) -> nib.Nifti1Image:
+    """Say in a NIfTI's header what it is and in which units, and whether its face was blanked; returns it.
 
     modality: "CT" or "MR", or what a map shows ("error", "deviation").
     """
     units = f" in {UNITS[modality]}" if modality in UNITS else ""
-    image.header["descrip"] = f"{SYNTHETIC_NOTE}: {modality}{units}".encode()[:79]
+    image.header["descrip"] = f"{SYNTHETIC_NOTE}: {modality}{units}{_DEFACED if defaced else ''}".encode()[:79]
     return image
 
 
-def write_nifti(scan: Scan, voxels: np.ndarray, modality: str, path: Path) -> None:
+def write_nifti(scan: Scan, voxels: np.ndarray, modality: str, path: Path, *, defaced: bool = False) -> None:
     """Write `voxels` on `scan`'s canonical grid (X, Y, Z) with the scan's own axes, shape and affine.
 
     A CT is written as int16 HU, an MR (and anything that is no CT) as float32. The file appears when
     it is complete.
     """
     image = scan.to_nifti(np.round(voxels).astype(np.int16) if modality == "CT" else voxels.astype(np.float32))
-    # Beside the target, so that the last step is a rename.
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
-        part = Path(folder) / path.name
-        nib.save(mark_synthetic(image, modality), part)
-        part.replace(path)
+    with complete(path) as part:
+        nib.save(mark_synthetic(image, modality, defaced=defaced), part)
 
 
-def write_dicom(scan: Scan, voxels: np.ndarray, modality: str, folder: Path) -> None:
+def write_dicom(scan: Scan, voxels: np.ndarray, modality: str, folder: Path, *, defaced: bool = False) -> None:
     """Write `voxels` on `scan`'s canonical grid as a DICOM series, one file per axial slice.
 
     New series and instance UIDs, image type DERIVED\\SECONDARY, `SYNTHETIC_NOTE` in the series
@@ -66,8 +60,9 @@ def write_dicom(scan: Scan, voxels: np.ndarray, modality: str, folder: Path) -> 
     across, down = -lps[:3, 0] / scan.spacing[0], -lps[:3, 1] / scan.spacing[1]
     if abs(across @ down) > 1e-3:
         raise ScanError(f"{scan.name} has sheared axes, which DICOM cannot hold: write NIfTI.")
-    with _complete_folder(folder) as partial:
-        image = _image(scan, modality)
+    with complete(folder) as partial:
+        partial.mkdir()
+        image = _image(scan, modality, defaced=defaced)
         series = image.SeriesInstanceUID
         image.Rows, image.Columns = rows, columns
         image.PixelSpacing = [_decimal(scan.spacing[1]), _decimal(scan.spacing[0])]
@@ -86,7 +81,7 @@ def _decimal(value: float) -> str:
     return f"{value + 0.0:.8g}"
 
 
-def _image(scan: Scan, modality: str) -> Dataset:
+def _image(scan: Scan, modality: str, *, defaced: bool) -> Dataset:
     """What all images of a derived series say: of the scan's patient and study where those are known."""
     from pydicom import Dataset, config
     from pydicom.dataset import FileMetaDataset
@@ -115,7 +110,8 @@ def _image(scan: Scan, modality: str) -> Dataset:
         "Modality": modality,
         "Manufacturer": "Mediffuse",
         "SeriesDescription": f"Synthetic {modality}: {SYNTHETIC_NOTE}"[:64],
-        "DerivationDescription": f"{SYNTHETIC_NOTE}. {UNITS[modality]}",
+        "DerivationDescription": f"{SYNTHETIC_NOTE}. {UNITS[modality]}{_DEFACED if defaced else ''}",
+        **({"RecognizableVisualFeatures": "NO"} if defaced else {}),
         "SliceThickness": f"{scan.spacing[2]:.6g}",
         "SeriesNumber": 9001,
         "SamplesPerPixel": 1,
@@ -137,19 +133,3 @@ def _image(scan: Scan, modality: str) -> Dataset:
     if modality == "CT":
         image.RescaleType = "HU"
     return image
-
-
-@contextmanager
-def _complete_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder that takes the place of `folder` when the block ends well, and else is gone."""
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
-    try:
-        yield partial
-        # A temporary folder is its owner's alone; the umask cannot be read without being set.
-        mask = os.umask(0)
-        os.umask(mask)
-        partial.chmod(0o777 & ~mask)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.replace(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -146,7 +146,10 @@ class Translator:
         thresholds: Thresholds | None = None,
         on_step: OnStep | None = None,
     ) -> np.ndarray:
-        """`generate` with the checkpoint for a direction, one run at a time."""
+        """`generate` with the checkpoint for a direction, one run at a time.
+
+        Raises CheckpointError if its checkpoint cannot be used, or makes no picture.
+        """
         checkpoint = self.checkpoints.get(direction)
         with self._lock:
             return generate(checkpoint, direction, images, settings, thresholds, on_step)

@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import gradio as gr
-import spaces
 from starlette.middleware import Middleware
 
 from mediffuse.directions import DIRECTIONS
 from mediffuse.scan import guard
 from mediffuse.translate import Translator
 from mediffuse.translate.checkpoints import CheckpointError, Checkpoints
-from mediffuse.ui import results, store
+from mediffuse.ui import faults, results, store, zero_gpu
 from mediffuse.ui.server import Guard, Page, sweeping
 from mediffuse.ui.slice_tab import SLICE_TABS, SliceTab
 from mediffuse.ui.volume_tab import VolumeTab
@@ -45,7 +44,7 @@ def build() -> gr.Blocks:
     ZeroGPU, where they must be placed on CUDA at start."""
     guard.warm_up()
     translator = Translator(Checkpoints())
-    if spaces.config.Config.zero_gpu:
+    if zero_gpu.ACTIVE:
         for direction in DIRECTIONS:
             with contextlib.suppress(CheckpointError):  # its tab will say so; the others work
                 translator.checkpoints.get(direction)
@@ -133,6 +132,7 @@ def _logins(given: str) -> list[tuple[str, str]]:
 def serve(demo: gr.Blocks, argv: Sequence[str] | None = None) -> None:
     """Serve the page as the command line says, until the process is ended."""
     options = command_line(argv)
-    store.take_all_temporary_files()
     store.leave_on_sigterm()
-    demo.launch(**launch_options(), **options)
+    with faults.said():
+        store.take_all_temporary_files()
+        demo.launch(**launch_options(), **options)
