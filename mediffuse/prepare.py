@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from mediffuse.dataset import Row
 from mediffuse.directions import prompt_for
+from mediffuse.files import remove_leftovers, write_text
 from mediffuse.image.ct_picture import guess_png_window, png_ct_to_hu
 from mediffuse.image.intensity import AIR_HU, encode_ct, encode_mr, to_uint8
 from mediffuse.image.letterbox import Letterbox
@@ -51,6 +52,7 @@ def prepare(inputs: list[Path], output: Path, plan: Plan | None = None) -> dict[
     """
     plan = plan or Plan()
     writer = Writer(output, plan)
+    remove_leftovers(output)
     for given in inputs:
         folder = given.resolve()
         if not folder.is_dir():
@@ -134,7 +136,7 @@ class Writer:
         path.parent.mkdir(parents=True, exist_ok=True)
         if image.ndim == 3:
             image = image[..., ::-1]
-        cv2.imwrite(str(path), image)
+        path.write_bytes(cv2.imencode(".png", image)[1].tobytes())  # imwrite is silent where the disk is full
         return path.name
 
     def pair(self, split: str, name: str, pair: Pair) -> None:
@@ -168,12 +170,12 @@ class Writer:
         self.rows.setdefault(split, []).append(row)
 
     def close(self) -> None:
-        """Write each split's metadata.jsonl, and what was left out."""
+        """Write each split's metadata.jsonl, and what was left out: last, so that a killed run has none to offer."""
         for split, rows in self.rows.items():
             text = "".join(json.dumps(row) + "\n" for row in rows)
-            (self.output / split / "metadata.jsonl").write_text(text, encoding="utf-8")
+            write_text(self.output / split / "metadata.jsonl", text)
         if self.left_out:
-            (self.output / LEFT_OUT).write_text("\n".join(self.left_out) + "\n", encoding="utf-8")
+            write_text(self.output / LEFT_OUT, "\n".join(self.left_out) + "\n")
 
 
 def read_grey(path: Path) -> np.ndarray | None:

@@ -10,6 +10,9 @@ import shutil
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from mediffuse.translate.checkpoints import write_sums
+
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "assets" / "checkpoints"
 MOST_TOGETHER, MOST_EACH = 150 * 2**20, 45 * 2**20
 """Bytes: what a clone of the repository should have to carry."""
@@ -27,6 +30,7 @@ def main() -> None:
         shutil.copytree(source, target)
         for name, content in kept.items():
             (target / name).write_bytes(content)
+        write_sums(target)
     sizes = {path: path.stat().st_size for path in CHECKPOINTS.rglob("*") if path.is_file()}
     print(f"{sum(sizes.values()) / 2**20:.1f} MiB in {CHECKPOINTS}")
     if sum(sizes.values()) > MOST_TOGETHER or max(sizes.values()) > MOST_EACH:

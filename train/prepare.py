@@ -26,6 +26,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from mediffuse.files import trouble
 from mediffuse.prepare import LayoutError, Plan, prepare
 from mediffuse.scan import PLANES
 
@@ -49,6 +50,8 @@ def main(argv: list[str] | None = None) -> None:
         made = prepare(args.input, args.output, plan)
     except LayoutError as error:
         parser.error(str(error))
+    except OSError as error:
+        parser.error(trouble(error) or str(error))
     for split, rows in made.items():
         patients = len({row.get("patient") for row in rows if row.get("patient")})
         print(f"{split}: {len(rows)} rows, {patients} patients")

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from mediffuse.dataset import DatasetError
 from mediffuse.directions import CONTRASTS, DIRECTIONS
+from mediffuse.files import trouble
 from mediffuse.machine import shared_work
 from mediffuse.prepare import LayoutError
 from mediffuse.scan import PLANES
@@ -96,11 +97,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with shared_work() as state:
             results = experiment.run(args, state)
+        if state.is_main_process:
+            report.write(results, args.output)
     except (CheckpointError, DatasetError, LayoutError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {(isinstance(error, OSError) and trouble(error)) or error}", file=sys.stderr)
         return 1
     if state.is_main_process:
-        report.write(results, args.output)
         print((args.output / "results.md").read_text(encoding="utf-8"))
         for line in results.warnings:
             print(f"warning: {line}", file=sys.stderr)

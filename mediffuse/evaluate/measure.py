@@ -77,7 +77,7 @@ class Store:
         self.pictures = output / "pictures"
         self.pictures.mkdir(parents=True, exist_ok=True)
         self.records: dict[str, Record | Registration] = {}
-        if self.file.is_file() and not self.file.read_text(encoding="utf-8").endswith("\n"):
+        if self.file.is_file() and not self.file.read_bytes().endswith(b"\n"):
             with self.file.open("a", encoding="utf-8") as file:
                 file.write("\n")  # else the next record would be lost with the one that was cut short
         self.read()
@@ -85,12 +85,12 @@ class Store:
     def read(self) -> None:
         """Read what every process has written."""
         for path in sorted(self.output.glob("measured-*.jsonl")):
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     record = json.loads(line)
-                except ValueError:
-                    continue  # cut short when the run was stopped
-                self.records[record.pop("key")] = record
+                    self.records[record.pop("key")] = record
+                except (AttributeError, KeyError, TypeError, ValueError):
+                    continue  # cut short when the run was stopped, or damaged since
 
     def get(self, key: str) -> Record | Registration | None:
         """The record of a key, if it is there with its picture."""
@@ -108,7 +108,7 @@ class Store:
     def picture(self, key: str, image: np.ndarray) -> str:
         """Save an 8-bit grey picture; its path in the output folder."""
         path = self.pictures / f"{key[:24]}.png"
-        cv2.imwrite(str(path), image)
+        path.write_bytes(cv2.imencode(".png", image)[1].tobytes())  # imwrite is silent where the disk is full
         return path.relative_to(self.output).as_posix()
 
 

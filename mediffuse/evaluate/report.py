@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mediffuse import files
 from mediffuse.directions import DIRECTION_TITLES, modalities
 from mediffuse.evaluate import figures, summary
 from mediffuse.evaluate.registration import WORST_PIXELS
@@ -42,6 +43,7 @@ CAPTIONS = {
 
 def write(results: Results, output: Path) -> None:
     """Write every file of a report into `output`."""
+    files.remove_leftovers(output)
     # What an earlier run with other options left would pass for this one's.
     shutil.rmtree(output / "figures", ignore_errors=True)
     (output / "figures").mkdir(parents=True)
@@ -55,12 +57,15 @@ def write(results: Results, output: Path) -> None:
         "flagged": results.flagged,
         "settings": results.settings,
     }
-    (output / "results.json").write_text(json.dumps(summary.finite(content), indent=2) + "\n", encoding="utf-8")
-    results.images.to_csv(output / "images.csv", index=False)
-    (output / "results.md").write_text(markdown(results.rows), encoding="utf-8")
-    for name, text in cards(results.rows).items():
-        (output / f"card_{name}.md").write_text(text, encoding="utf-8")
-    (output / "report.html").write_text(html(results, output), encoding="utf-8")
+    texts = {
+        "results.json": json.dumps(summary.finite(content), indent=2) + "\n",
+        "images.csv": results.images.to_csv(index=False),
+        "results.md": markdown(results.rows),
+        **{f"card_{name}.md": text for name, text in cards(results.rows).items()},
+        "report.html": html(results, output),
+    }
+    for name, text in texts.items():
+        files.write_text(output / name, text)
 
 
 def markdown(rows: list[ResultRow]) -> str:

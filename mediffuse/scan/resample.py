@@ -30,7 +30,7 @@ def straightened(scan: Scan) -> Scan:
     extent = np.array(scan.voxels.shape) * scan.spacing
     if scan.kind == "picture" or angle < OBLIQUE_DEGREES or extent.min() < SLAB_MM:
         return scan
-    grid = _grid_along_the_patient(scan, scan.spacing)
+    grid = along_the_patient(scan, scan.spacing)
     return replace(grid, voxels=resampled(scan, grid, scan.background))
 
 
@@ -60,7 +60,7 @@ def registered(moving: Scan, fixed: Scan) -> tuple[np.ndarray, float]:
 
     images = []
     for scan in (fixed, moving):
-        grid = _grid_along_the_patient(scan, [REGISTRATION_MM] * 3, MAX_REGISTERED)
+        grid = along_the_patient(scan, [REGISTRATION_MM] * 3, MAX_REGISTERED)
         image = sitk.GetImageFromArray(np.ascontiguousarray(resampled(scan, grid, scan.background).T))
         image.SetSpacing([float(mm) for mm in grid.spacing])
         image.SetOrigin(grid.affine[:3, 3].tolist())  # in RAS: one frame for both is all that matters
@@ -96,7 +96,7 @@ def registered(moving: Scan, fixed: Scan) -> tuple[np.ndarray, float]:
     return transform, float(np.linalg.norm(moved - points, axis=1).mean())
 
 
-def _grid_along_the_patient(scan: Scan, spacing: Sequence[float], most: int = MAX_VOXELS) -> Scan:
+def along_the_patient(scan: Scan, spacing: Sequence[float], most: int = MAX_VOXELS) -> Scan:
     """A scan of zeros that covers `scan` with voxels of `spacing` (mm) along the patient's axes. Takes no memory.
 
     Raises ScanError where that takes more than `most` voxels.

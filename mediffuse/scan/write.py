@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import locale
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from mediffuse.files import complete
 from mediffuse.image.intensity import MR_OUTPUT_LIMITS
 from mediffuse.scan.dicom import KEPT_TAGS
 from mediffuse.scan.types import Scan, ScanError
@@ -22,34 +20,32 @@ SYNTHETIC_NOTE = "SYNTHETIC, not for diagnosis"
 """What everything that is made here says of itself."""
 
 UNITS = {"CT": "HU", "MR": f"arbitrary {MR_OUTPUT_LIMITS[0]:.0f}-{MR_OUTPUT_LIMITS[1]:.0f}"}
+_DEFACED = "; defaced"
 _SOP_CLASSES = {"CT": "1.2.840.10008.5.1.4.1.1.2", "MR": "1.2.840.10008.5.1.4.1.1.4"}
 
 
-def mark_synthetic(image: nib.Nifti1Image, modality: str) -> nib.Nifti1Image:
-    """Say in a NIfTI's header what it is and in which units; returns it.
+def mark_synthetic(image: nib.Nifti1Image, modality: str, *, defaced: bool = False) -> nib.Nifti1Image:
+    """Say in a NIfTI's header what it is and in which units, and whether its face was blanked; returns it.
 
     modality: "CT" or "MR", or what a map shows ("error", "deviation").
     """
     units = f" in {UNITS[modality]}" if modality in UNITS else ""
-    image.header["descrip"] = f"{SYNTHETIC_NOTE}: {modality}{units}".encode()[:79]
+    image.header["descrip"] = f"{SYNTHETIC_NOTE}: {modality}{units}{_DEFACED if defaced else ''}".encode()[:79]
     return image
 
 
-def write_nifti(scan: Scan, voxels: np.ndarray, modality: str, path: Path) -> None:
+def write_nifti(scan: Scan, voxels: np.ndarray, modality: str, path: Path, *, defaced: bool = False) -> None:
     """Write `voxels` on `scan`'s canonical grid (X, Y, Z) with the scan's own axes, shape and affine.
 
     A CT is written as int16 HU, an MR (and anything that is no CT) as float32. The file appears when
     it is complete.
     """
     image = scan.to_nifti(np.round(voxels).astype(np.int16) if modality == "CT" else voxels.astype(np.float32))
-    # Beside the target, so that the last step is a rename.
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
-        part = Path(folder) / path.name
-        nib.save(mark_synthetic(image, modality), part)
-        part.replace(path)
+    with complete(path) as part:
+        nib.save(mark_synthetic(image, modality, defaced=defaced), part)
 
 
-def write_dicom(scan: Scan, voxels: np.ndarray, modality: str, folder: Path) -> None:
+def write_dicom(scan: Scan, voxels: np.ndarray, modality: str, folder: Path, *, defaced: bool = False) -> None:
     """Write `voxels` on `scan`'s canonical grid as a DICOM series, one file per axial slice.
 
     New series and instance UIDs, image type DERIVED\\SECONDARY, `SYNTHETIC_NOTE` in the series
@@ -67,13 +63,14 @@ def write_dicom(scan: Scan, voxels: np.ndarray, modality: str, folder: Path) -> 
         raise ScanError(f"{scan.name} has sheared axes, which DICOM cannot hold: write NIfTI.")
     series = _uid()
     tags = {
-        **_series_tags(scan, modality),
+        **_series_tags(scan, modality, defaced=defaced),
         "0020|000e": series,  # series instance UID
         "0020|0037": "\\".join(f"{v + 0.0:.8g}" for v in (*across, *down)),  # image orientation; + 0.0: no "-0"
     }
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
-    with _complete_folder(folder) as partial:
+    with complete(folder) as partial, _locale_kept():
+        partial.mkdir()
         for number in range(count):
             pixels = np.round(voxels[::-1, ::-1, number].T).astype(np.int16)
             image = sitk.GetImageFromArray(np.ascontiguousarray(pixels)[None])
@@ -91,7 +88,7 @@ def write_dicom(scan: Scan, voxels: np.ndarray, modality: str, folder: Path) -> 
             writer.Execute(image)
 
 
-def _series_tags(scan: Scan, modality: str) -> dict[str, str]:
+def _series_tags(scan: Scan, modality: str, *, defaced: bool) -> dict[str, str]:
     """What all images of a derived series say: of the scan's patient and study where those are known."""
     date, clock = time.strftime("%Y%m%d %H%M%S").split()
     return {
@@ -110,29 +107,21 @@ def _series_tags(scan: Scan, modality: str) -> dict[str, str]:
         "0008|0060": modality,
         "0008|0070": "Mediffuse",  # manufacturer
         "0008|103e": f"Synthetic {modality}: {SYNTHETIC_NOTE}"[:64],  # series description
-        "0008|2111": f"{SYNTHETIC_NOTE}. {UNITS[modality]}",  # derivation description
+        "0008|2111": f"{SYNTHETIC_NOTE}. {UNITS[modality]}{_DEFACED if defaced else ''}",  # derivation description
+        **({"0028|0302": "NO"} if defaced else {}),  # recognizable visual features
         "0018|0050": f"{scan.spacing[2]:.6g}",  # slice thickness
         "0020|0011": "9001",  # series number
     }
 
 
 @contextmanager
-def _complete_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder that takes the place of `folder` when the block ends well, and else is gone."""
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
+def _locale_kept() -> Iterator[None]:
+    """SimpleITK's writer leaves the whole process in the locale "C", where text files are ASCII: not after this."""
     before = locale.setlocale(locale.LC_ALL)
     try:
-        yield partial
-        # A temporary folder is its owner's alone; the umask cannot be read without being set.
-        mask = os.umask(0)
-        os.umask(mask)
-        partial.chmod(0o777 & ~mask)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.replace(folder)
+        yield
     finally:
-        # SimpleITK's writer leaves the whole process in the locale "C", where text files are ASCII.
         locale.setlocale(locale.LC_ALL, before)
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _uid() -> str:

@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         "--no-mirror: none, in half the time",
     )
     parser.add_argument("--uncertainty", action="store_true", help="also write the standard deviation (NIfTI)")
+    parser.add_argument("--deface", action="store_true", help="blank the face and ears; fails where none is found")
     parser.add_argument("--batch-size", type=int, help="slices at once; default: 8 on a GPU, 1 on a processor")
     parser.add_argument("--series", help="SeriesInstanceUID, for a zip or folder with several")
     parser.add_argument("--overwrite", action="store_true", help="make again what is there already")
@@ -86,7 +87,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.uncertainty and not several:
         parser.error("--uncertainty needs several estimates: --mirror, several --plane, or diffusion with --samples.")
     formats = tuple(args.format or FORMATS[:1])
-    order = Order(args.to, args.output, settings, passes, args.checkpoint, formats, args.uncertainty, args.overwrite)
+    order = Order(
+        args.to,
+        args.output,
+        settings,
+        passes,
+        args.checkpoint,
+        formats,
+        uncertainty=args.uncertainty,
+        overwrite=args.overwrite,
+        deface=args.deface,
+    )
     return run(jobs, problems, order)
 
 

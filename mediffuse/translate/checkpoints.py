@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mediffuse import files
 from mediffuse.directions import DIRECTIONS
 from mediffuse.image.contours import Thresholds
 
@@ -23,6 +25,8 @@ DETAILS = "mediffuse.json"
 directions it was trained for, and how it was trained."""
 LOSSES = "training.csv"
 """File beside it with the training loss: stage, step, loss."""
+SUMS = "SHA256SUMS"
+"""File beside it with hashes of the weights, as sha256sum takes it, where there is one (the bundled ones have it)."""
 
 SPEEDS = ("fast", "sharp", "diffusion")
 UNTOLD_SPEEDS = ("fast", "diffusion")
@@ -129,6 +133,7 @@ def load(source: str, direction: str) -> Checkpoint:
     import torch
     from diffusers import DiffusionPipeline
 
+    _check_sums(Path(source))
     device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
     try:
         pipeline = DiffusionPipeline.from_pretrained(source, dtype=dtype, safety_checker=None)
@@ -137,13 +142,50 @@ def load(source: str, direction: str) -> Checkpoint:
             pipeline.to(device)
             pipeline.vae.to(memory_format=torch.channels_last)  # a fifth less time a slice on two AVX2 cores
             sharp = load_sharp(source, dtype)
+            _check_numbers(source, [*pipeline.components.values(), sharp])
             return describe(pipeline, source, sharp.to(device) if sharp else None)
+    except CheckpointError:
+        raise
     except Exception as error:  # diffusers, safetensors, the hub and json each have their own
         raise CheckpointError(
             f"The checkpoint {source} cannot be loaded: it is missing, incomplete or damaged "
             f"({type(error).__name__}). Train or download it again."
         ) from error
     raise CheckpointError(f"The checkpoint {source} is a {type(pipeline).__name__}; this tab needs a {wanted}.")
+
+
+def write_sums(folder: Path) -> None:
+    """Write the hashes of a checkpoint's weights beside them."""
+    paths = sorted(folder.rglob("*.safetensors"))
+    files.write_text(
+        folder / SUMS, "".join(f"{files.sha256_of(p)}  {p.relative_to(folder).as_posix()}\n" for p in paths)
+    )
+
+
+def _check_sums(folder: Path) -> None:
+    """Raise CheckpointError if weights are not those whose hashes were written down."""
+    sums = folder / SUMS
+    if not sums.is_file():
+        return
+    for line in sums.read_text(encoding="utf-8").splitlines():
+        wanted, _, name = line.partition("  ")
+        path = folder / name
+        if not path.is_file() or files.sha256_of(path) != wanted:
+            raise CheckpointError(
+                f"The checkpoint {folder} is damaged: {name} is not the file it should be. Train or download it again."
+            )
+
+
+def _check_numbers(source: str, parts: Iterable) -> None:
+    """Raise CheckpointError for weights that are no numbers: random bytes load as well as others."""
+    import torch
+
+    for part in parts:
+        if isinstance(part, torch.nn.Module) and not all(p.isfinite().all() for p in part.parameters()):
+            raise CheckpointError(
+                f"The checkpoint {source} is damaged: it has weights that are not numbers (NaN or infinite). "
+                "Train or download it again."
+            )
 
 
 def load_sharp(source: str, dtype: torch.dtype) -> UNet2DConditionModel | None:

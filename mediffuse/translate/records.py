@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -9,11 +10,13 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
+from mediffuse import files
 from mediffuse.directions import DIRECTION_TO, modalities
 from mediffuse.machine import shared_work
 from mediffuse.scan import Scan, ScanError
+from mediffuse.scan.deface import face_mask
 from mediffuse.scan.guard import read_scan
 from mediffuse.scan.write import SYNTHETIC_NOTE, write_dicom, write_nifti
 from mediffuse.translate.checkpoints import VARIABLE, CheckpointError, Checkpoints
@@ -31,7 +34,7 @@ class Order:
 
     to: "mri" or "ct". output: folder of the results. checkpoint: as `checkpoints.locate` takes it, None for the
     default. formats: of `FORMATS`. uncertainty: whether the standard deviation is written too. overwrite: whether
-    results that are there are made again.
+    results that are there are made again. deface: whether the face is blanked.
     """
 
     to: str
@@ -42,6 +45,7 @@ class Order:
     formats: tuple[str, ...] = FORMATS[:1]
     uncertainty: bool = False
     overwrite: bool = False
+    deface: bool = False
 
     @property
     def direction(self) -> str:
@@ -63,7 +67,10 @@ class Outcome(NamedTuple):
 
 
 class Record(TypedDict):
-    """The .json beside a result: what it was made from, and how. made: bytes of each kind of file that is complete."""
+    """The .json beside a result: what it was made from, and how.
+
+    made: SHA-256 of each kind of file (or folder) that is complete. sha256: of the record without it.
+    """
 
     source: str
     state: list[list]
@@ -74,7 +81,9 @@ class Record(TypedDict):
     planes: list[str]
     mirrored: bool
     note: str
-    made: dict[str, int]
+    defaced: bool
+    made: dict[str, str]
+    sha256: NotRequired[str]
 
 
 def run(jobs: list[Job], problems: list[str], order: Order) -> int:
@@ -93,6 +102,7 @@ def run(jobs: list[Job], problems: list[str], order: Order) -> int:
     transformers.utils.logging.set_verbosity_error()
     translator = Translator(Checkpoints(order.checkpoint))
     started, outcomes = time.perf_counter(), []
+    files.remove_leftovers(order.output)
     with shared_work() as state, state.split_between_processes(list(enumerate(jobs))) as share:
         for _, job in tqdm(share, desc="volumes", disable=not state.is_main_process or not sys.stderr.isatty()):
             outcome = _attempt(job, order, translator)
@@ -119,6 +129,8 @@ def _attempt(job: Job, order: Order, translator: Translator) -> Outcome:
         return translate_job(job, order, translator)
     except (ScanError, CheckpointError) as error:
         return Outcome("failed", str(error))
+    except OSError as error:
+        return Outcome("failed", files.trouble(error) or str(error))
     except Exception as error:  # noqa: BLE001
         return Outcome("failed", f"{type(error).__name__}: {error}")
 
@@ -135,24 +147,26 @@ def translate_job(job: Job, order: Order, translator: Translator) -> Outcome:
     paths = {kind: base.with_name(name + end) for kind, end in _ENDS.items()}
     record_path = base.with_name(f"{name}.json")
     record = _record_of(job, order)
-    kept = {} if order.overwrite else _complete(paths, record, _read_record(record_path))
+    kept, remark = ({}, "") if order.overwrite else _complete(paths, record, record_path)
     if set(order.kinds) <= set(kept):
         return Outcome("skipped")
     scan = read_scan(job.path, source, series=job.series)
     if scan.kind == "picture":
         raise ScanError(f"{scan.name} is a picture, and this translates volumes.")
+    face = face_mask(scan) if order.deface else None
     base.parent.mkdir(parents=True, exist_ok=True)
-    made = _translate(scan, order, translator, title=base.name[:30])
+    made = _translate(scan, order, translator, title=base.name[:30]).without(face)
     # Without what is made now: an interrupted run is known by that.
-    _write_record(record_path, {**record, "made": kept})
+    _write_record(record_path, record, kept)
     if "nifti" in order.kinds:
-        write_nifti(scan, made.voxels, target, paths["nifti"])
+        write_nifti(scan, made.voxels, target, paths["nifti"], defaced=order.deface)
     if "deviation" in order.kinds:
-        write_nifti(scan, made.deviation, "deviation", paths["deviation"])
+        write_nifti(scan, made.deviation, "deviation", paths["deviation"], defaced=order.deface)
     if "dicom" in order.kinds:
-        write_dicom(scan, made.voxels, target, paths["dicom"])
-    _write_record(record_path, {**record, "made": {**kept, **{kind: _size(paths[kind]) for kind in order.kinds}}})
-    return Outcome("made", " ".join(scan.warnings), made.slices)
+        write_dicom(scan, made.voxels, target, paths["dicom"], defaced=order.deface)
+    hashes = {kind: files.sha256_of(paths[kind]) for kind in order.kinds}
+    _write_record(record_path, record, {**kept, **hashes})
+    return Outcome("made", " ".join(filter(None, (remark, *scan.warnings))), made.slices)
 
 
 def _translate(scan: Scan, order: Order, translator: Translator, title: str) -> VolumeTranslation:
@@ -180,23 +194,28 @@ def _record_of(job: Job, order: Order) -> Record:
         planes=list(order.passes.planes),
         mirrored=order.passes.mirror,
         note=SYNTHETIC_NOTE,
+        defaced=order.deface,
         made={},
     )
     return json.loads(json.dumps(record))  # tuples as they come back
 
 
-def _complete(paths: dict[str, Path], record: Record, before: Record | None) -> dict[str, int]:
-    """Bytes by kind of the results at `paths` that were made in full from the same input in the same way.
+def _complete(paths: dict[str, Path], record: Record, record_path: Path) -> tuple[dict[str, str], str]:
+    """(hashes by kind of the results at `paths` that are whole, and made from the same input in the same way; what
+    there is to say of those that are not).
 
-    Raises ScanError where what is there was made otherwise: by the record `before`, or without one.
+    Raises ScanError where what is there was made otherwise: by the record at `record_path`, or without one.
     """
     present = {kind: path for kind, path in paths.items() if path.exists()}
     if not present:
-        return {}
-    before = before or {}
+        return {}, ""
+    try:
+        before = _read_record(record_path)
+    except ValueError:
+        return {}, "its .json was damaged, so it was made again."
     differs = [key for key in record if key not in ("source", "state", "made") and before.get(key) != record[key]]
     unchanged = before.get("state") == record["state"]
-    if before and before["source"] != record["source"] and not unchanged:
+    if before and before.get("source") != record["source"] and not unchanged:
         differs.append("source")
     if differs:
         raise ScanError(
@@ -204,8 +223,12 @@ def _complete(paths: dict[str, Path], record: Record, before: Record | None) -> 
             "Give another --output, or --overwrite."
         )
     if not unchanged:
-        return {}
-    return {kind: size for kind, path in present.items() if (size := _size(path)) == before["made"].get(kind)}
+        return {}, ""
+    known = before["made"]
+    found = {kind: files.sha256_of(path) for kind, path in present.items() if kind in known}
+    damaged = [present[kind].name for kind, hashed in found.items() if hashed != known[kind]]
+    remark = f"{', '.join(damaged)} had changed since it was made, so it was made again." if damaged else ""
+    return {kind: hashed for kind, hashed in found.items() if hashed == known[kind]}, remark
 
 
 def _state(path: Path) -> list[list]:
@@ -216,19 +239,21 @@ def _state(path: Path) -> list[list]:
     return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
 
 
-def _size(path: Path) -> int:
-    """Bytes of a file, or of the files in a folder."""
-    return sum(p.stat().st_size for p in (path.iterdir() if path.is_dir() else [path]))
+def _write_record(path: Path, record: Record, made: dict[str, str]) -> None:
+    record = {**record, "made": made}
+    files.write_text(path, json.dumps({**record, "sha256": _hash_of(record)}, indent=2) + "\n")
 
 
-def _write_record(path: Path, record: Record) -> None:
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-def _read_record(path: Path) -> Record | None:
-    """The record in a file; None where there is none, or it is damaged."""
+def _read_record(path: Path) -> Record:
+    """The record in a file; empty where there is no file. Raises ValueError if it is damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and isinstance(found.get("made"), dict) else None
+    except FileNotFoundError:
+        return {}
+    if not isinstance(found, dict) or found.pop("sha256", None) != _hash_of(found):
+        raise ValueError(f"{path} is damaged")
+    return found
+
+
+def _hash_of(record: Record) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -123,10 +123,19 @@ class Translator:
         thresholds: Thresholds | None = None,
         on_step: OnStep | None = None,
     ) -> np.ndarray:
-        """`generate` with the checkpoint for a direction, one run at a time."""
+        """`generate` with the checkpoint for a direction, one run at a time.
+
+        Raises CheckpointError if its checkpoint cannot be used, or makes no picture.
+        """
         checkpoint = self.checkpoints.get(direction)
         with self._lock:
-            return generate(checkpoint, direction, images, settings, thresholds, on_step)
+            made = generate(checkpoint, direction, images, settings, thresholds, on_step)
+        if not np.isfinite(made).all():
+            raise CheckpointError(
+                f"The checkpoint {checkpoint.source} makes no picture (its values are not numbers): it is damaged, or "
+                "not for these settings."
+            )
+        return made
 
     def hint(self, source: Slice, thresholds: Thresholds) -> np.ndarray:
         """The contours (S, S, 3), uint8, that the contour model would get. Runs no model."""

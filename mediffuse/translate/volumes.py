@@ -16,6 +16,7 @@ from mediffuse.directions import modalities
 from mediffuse.image.contours import Thresholds
 from mediffuse.image.intensity import background
 from mediffuse.scan import PLANES, Scan, ScanError, Slice
+from mediffuse.scan.deface import blanked
 from mediffuse.scan.resample import resampled, straightened
 from mediffuse.translate.slices import Settings, Translator, to_model_image, to_slice
 
@@ -57,6 +58,11 @@ class VolumeTranslation:
     slices: int
     seconds: float
     settings: Settings
+
+    def without(self, face: np.ndarray | None) -> VolumeTranslation:
+        """This with the `face` (X, Y, Z; None: nothing) blanked."""
+        deviation = None if self.deviation is None else blanked(self.deviation, face, 0.0)
+        return replace(self, voxels=blanked(self.voxels, face, background(self.modality)), deviation=deviation)
 
 
 def translate_volume(

@@ -105,7 +105,8 @@ class AskedContours(AskedSlice):
 class AskedVolume:
     """Of the Volume tab. paths, truth: uploads; series: a SeriesInstanceUID where there are several.
 
-    register: move the ground truth onto the scan first. dicom: write a DICOM series too.
+    register: move the ground truth onto the scan first. dicom: write a DICOM series too. deface: blank the face in
+    all that is shown and written.
     """
 
     paths: list[str] | None = None
@@ -122,6 +123,7 @@ class AskedVolume:
     register: bool = False
     dicom: bool = False
     start: str = "mean"
+    deface: bool = False
 
     def settings(self) -> Settings:
         """How to translate a slice. Raises gr.Error."""

@@ -6,12 +6,11 @@ import contextlib
 from pathlib import Path
 
 import gradio as gr
-import spaces
 
 from mediffuse.directions import DIRECTIONS
 from mediffuse.translate import Translator
 from mediffuse.translate.checkpoints import CheckpointError, Checkpoints
-from mediffuse.ui import results
+from mediffuse.ui import results, zero_gpu
 from mediffuse.ui.slice_tab import SLICE_TABS, SliceTab
 from mediffuse.ui.volume_tab import VolumeTab
 
@@ -31,7 +30,7 @@ def build() -> gr.Blocks:
     """The demo, ready for `launch(**launch_options())`. Checkpoints load when first used, except on
     ZeroGPU, where they must be placed on CUDA at start."""
     translator = Translator(Checkpoints())
-    if spaces.config.Config.zero_gpu:
+    if zero_gpu.ACTIVE:
         for direction in DIRECTIONS:
             with contextlib.suppress(CheckpointError):  # its tab will say so; the others work
                 translator.checkpoints.get(direction)

@@ -9,14 +9,15 @@ from typing import NamedTuple
 
 import gradio as gr
 import numpy as np
-import spaces
 
+from mediffuse.files import trouble
 from mediffuse.image.contours import Thresholds
 from mediffuse.scan import Scan, ScanError, Slice
 from mediffuse.translate import Settings, Translation, Translator
 from mediffuse.translate.checkpoints import CheckpointError
 from mediffuse.translate.volumes import Passes, VolumeTranslation, translate_volume
 from mediffuse.ui.asked import SPEED_CHOICES
+from mediffuse.ui.zero_gpu import on_gpu
 
 
 class Step(NamedTuple):
@@ -51,7 +52,7 @@ def register(translator: Translator) -> int:
     return len(_translators) - 1
 
 
-@spaces.GPU(duration=60)
+@on_gpu(seconds=60)
 def stream(
     translator: int,
     source: Slice,
@@ -77,7 +78,7 @@ def stream(
     yield from _run(visitor, work)
 
 
-@spaces.GPU(duration=120)
+@on_gpu(seconds=120)
 def stream_volume(
     translator: int, scan: Scan, direction: str, settings: Settings, passes: Passes, visitor: str | None
 ) -> Iterator[Step | VolumeTranslation]:
@@ -131,6 +132,8 @@ def _run(visitor: str | None, work: Callable[[Emit], object]) -> Iterator:
                 return
             if isinstance(made, (CheckpointError, ScanError)):
                 raise gr.Error(str(made), duration=None, print_exception=False) from made
+            if isinstance(made, OSError) and (sentence := trouble(made)):
+                raise gr.Error(sentence, duration=None, print_exception=False) from made
             if isinstance(made, BaseException):
                 raise made
             yield made

@@ -19,6 +19,7 @@ from mediffuse.image.display import BRAIN, CT_VIEWS, ERROR_SCALE, SOFT_TISSUE, U
 from mediffuse.image.intensity import MR_OUTPUT_LIMITS
 from mediffuse.metrics import Scores
 from mediffuse.scan import Scan, ScanError
+from mediffuse.scan.deface import defaced, face_mask
 from mediffuse.scan.formats import stem_of
 from mediffuse.scan.resample import registered, resampled
 from mediffuse.scan.write import write_dicom, write_nifti
@@ -45,7 +46,9 @@ class LayerFile:
     layer: Layer
 
 
-def anatomy_layer(scan: Scan, voxels: np.ndarray, role: str, modality: str, folder: Path) -> LayerFile:
+def anatomy_layer(
+    scan: Scan, voxels: np.ndarray, role: str, modality: str, folder: Path, *, defaced: bool = False
+) -> LayerFile:
     """Write CT or MR voxels (X, Y, Z) for the viewer. role: input, made or truth."""
     if modality == "CT":
         window = CT_VIEWS[BRAIN if role == "input" else SOFT_TISSUE]
@@ -53,27 +56,28 @@ def anatomy_layer(scan: Scan, voxels: np.ndarray, role: str, modality: str, fold
         window = MR_OUTPUT_LIMITS if role == "made" else viewer.window_of(voxels)
     title = f"{_ROLES[role]} {MODALITY_TITLES[modality]}"
     layer = Layer(role, title, modality, _unit(modality), window, viewer.presets_of(voxels, modality))
-    return _written(scan, voxels, layer, modality, folder)
+    return _written(scan, voxels, layer, modality, folder / f"{role}.nii.gz", defaced=defaced)
 
 
-def map_layer(scan: Scan, voxels: np.ndarray, role: str, modality: str, folder: Path) -> LayerFile:
+def map_layer(
+    scan: Scan, voxels: np.ndarray, role: str, modality: str, folder: Path, *, defaced: bool = False
+) -> LayerFile:
     """Write a map (X, Y, Z) for the viewer, in the units of CT or MR. role: error or spread."""
     title, scale = {
         "error": (error_label(modality), ERROR_SCALE[modality]),
         "spread": (spread_label(modality), UNCERTAINTY_SCALE[modality]),
     }[role]
     layer = Layer(role, title, modality, _unit(modality), (0.0, scale))
-    return _written(scan, voxels, layer, role, folder)
+    return _written(scan, voxels, layer, role, folder / f"{role}.nii.gz", defaced=defaced)
 
 
 def _unit(modality: str) -> str:
     return "HU" if modality == "CT" else ""
 
 
-def _written(scan: Scan, voxels: np.ndarray, layer: Layer, content: str, folder: Path) -> LayerFile:
+def _written(scan: Scan, voxels: np.ndarray, layer: Layer, content: str, path: Path, *, defaced: bool) -> LayerFile:
     """Write voxels (X, Y, Z) on the scan's canonical grid. content: as `mark_synthetic` takes it."""
-    path = folder / f"{layer.role}.nii.gz"
-    write_nifti(scan, voxels, content, path)
+    write_nifti(scan, voxels, content, path, defaced=defaced)
     return LayerFile(str(path), layer)
 
 
@@ -90,21 +94,34 @@ def voxels_of(path: str) -> np.ndarray:
     return np.asarray(nib.apply_orientation(voxels, nib.io_orientation(native.affine)))
 
 
-def write_results(scan: Scan, made: VolumeTranslation, dicom: bool, folder: Path) -> tuple[list[LayerFile], list[str]]:
+def face_of(scan: Scan, asked: AskedVolume) -> np.ndarray | None:
+    """Where the scan's face is, bool (X, Y, Z), if it is to be blanked. Raises gr.Error where it is not found."""
+    if not asked.deface:
+        return None
+    try:
+        return face_mask(scan)
+    except ScanError as error:
+        raise gr.Error(str(error), duration=None, print_exception=False) from error
+
+
+def write_results(
+    scan: Scan, made: VolumeTranslation, asked: AskedVolume, folder: Path
+) -> tuple[list[LayerFile], list[str]]:
     """Write what was made: (layers for the viewer, files to download)."""
+    about = {"defaced": asked.deface}
     layers = [
         anatomy_layer(scan, scan.voxels, "input", scan.modality, folder),
-        anatomy_layer(scan, made.voxels, "made", made.modality, folder),
+        anatomy_layer(scan, made.voxels, "made", made.modality, folder, **about),
     ]
     stem = stem_of(scan.name) or "scan"
     title = f"{stem}_synthetic_{MODALITY_TITLES[made.modality]}"
     files = [shutil.copy(layers[-1].path, folder / f"{title}.nii.gz")]
     if made.deviation is not None:
-        layers.append(map_layer(scan, made.deviation, "spread", made.modality, folder))
+        layers.append(map_layer(scan, made.deviation, "spread", made.modality, folder, **about))
         files.append(shutil.copy(layers[-1].path, folder / f"{stem}_uncertainty.nii.gz"))
-    if dicom:
+    if asked.dicom:
         series = folder / f"{title}_dicom"
-        write_dicom(scan, made.voxels, made.modality, series)
+        write_dicom(scan, made.voxels, made.modality, series, **about)
         files.append(shutil.make_archive(str(series), "zip", series))
     return layers, [str(path) for path in files]
 
@@ -123,8 +140,8 @@ class Compared:
     refused: gr.Error | None = None
 
 
-def compare(scan: Scan, made: np.ndarray, asked: AskedVolume, folder: Path) -> Compared:
-    """Compare a made volume with the ground truth asked for, if any."""
+def compare(scan: Scan, made: np.ndarray, asked: AskedVolume, folder: Path, face: np.ndarray | None) -> Compared:
+    """Compare a made volume with the ground truth asked for, if any. face: what is blanked in all three alike."""
     target = modalities(asked.direction)[1]
     if not asked.truth:
         return Compared()
@@ -132,6 +149,7 @@ def compare(scan: Scan, made: np.ndarray, asked: AskedVolume, folder: Path) -> C
         truth = open_volume(asked.truth, target, prefix="Ground truth: ")
         notes = [f"Ground truth: {warning}" for warning in truth.warnings]
         truth, done = _onto(scan, truth, asked.register)
+        truth = defaced(truth, face)
         comparison = compare_volumes(made, scan, truth)
     except gr.Error as error:
         return Compared(refused=error)
@@ -139,7 +157,7 @@ def compare(scan: Scan, made: np.ndarray, asked: AskedVolume, folder: Path) -> C
         return Compared(refused=gr.Error(f"Ground truth: {error}", duration=None, print_exception=False))
     layers = [
         anatomy_layer(scan, truth.voxels, "truth", target, folder),
-        map_layer(scan, comparison.error, "error", target, folder),
+        map_layer(scan, comparison.error, "error", target, folder, defaced=asked.deface),
     ]
     notes += [*done, *_flicker(comparison, target)]
     return Compared(_mean_rows(comparison, target), _by_slice(comparison), layers, notes)

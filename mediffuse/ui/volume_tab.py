@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
+import numpy as np
 from gradio.components import Component
 from gradio.events import Dependency
 
 from mediffuse.directions import CONTRASTS, DIRECTION_TITLES, modalities
 from mediffuse.scan import PLANES, Scan, ScanError, SeveralSeriesError
+from mediffuse.scan.deface import defaced
 from mediffuse.translate import Translator
 from mediffuse.translate.volumes import VolumeTranslation
 from mediffuse.ui import controls, runs, viewer
@@ -20,7 +22,15 @@ from mediffuse.ui.asked import AskedVolume, parameters
 from mediffuse.ui.controls import ONE_AT_A_TIME, OPTIONS, PRIVATE, Values, select
 from mediffuse.ui.examples import CT_EXAMPLES, MR_EXAMPLES, Example
 from mediffuse.ui.uploads import open_volume, read_volume
-from mediffuse.ui.volume_result import VolumePanel, anatomy_layer, compare, known_layers, voxels_of, write_results
+from mediffuse.ui.volume_result import (
+    VolumePanel,
+    anatomy_layer,
+    compare,
+    face_of,
+    known_layers,
+    voxels_of,
+    write_results,
+)
 from mediffuse.ui.words import status
 
 EXAMPLES = {"ct2mr": CT_EXAMPLES[0], "mr2ct": MR_EXAMPLES[0]}
@@ -97,6 +107,12 @@ class VolumeControls:
             False, label="Register the ground truth rigidly first", elem_id="volume-register"
         )
         self.components["dicom"] = gr.Checkbox(False, label="Also a DICOM series (zip)", elem_id="volume-dicom")
+        self.components["deface"] = gr.Checkbox(
+            False,
+            label="Blank the face and ears",
+            info="In all that is shown and downloaded. Look at the result: a scan can be unlike those it was tried on.",
+            elem_id="volume-deface",
+        )
 
 
 class VolumeTab:
@@ -122,12 +138,12 @@ class VolumeTab:
         paths, direction, series, truth = (self.components[n] for n in ("paths", "direction", "series", "truth"))
         loading = {
             "fn": self.load,
-            "inputs_kwargs": select(self.components, ("paths", "direction", "series")),
+            "inputs_kwargs": select(self.components, ("paths", "direction", "series", "deface")),
             "outputs": [series, self.controls.notice, *self.panel.outputs],
             **PRIVATE,
         }
         self._draw_after(paths.upload(_no_series, outputs=series, **PRIVATE).success(**loading))
-        for choice in (series, direction):
+        for choice in (series, direction, self.components["deface"]):
             self._draw_after(choice.input(**loading))
         self._draw_after(paths.clear(self._forget, outputs=loading["outputs"], **PRIVATE))
         for button, (name, example) in zip(self.controls.example_buttons, EXAMPLES.items(), strict=True):
@@ -157,7 +173,7 @@ class VolumeTab:
                 self.compare_again,
                 self.panel.drawn,
                 self.panel.outputs,
-                inputs_kwargs=select(self.components, ("paths", "direction", "series", "truth", "register")),
+                inputs_kwargs=select(self.components, ("paths", "direction", "series", "truth", "register", "deface")),
                 **{**ONE_AT_A_TIME, **PRIVATE},
             )
             self._draw_after(compared)
@@ -199,6 +215,9 @@ class VolumeTab:
             return
         except ScanError as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from error
+        if asked.deface:
+            yield {**emptied, self.panel.status: status("Looking for the face…")}
+        scan = defaced(scan, face_of(scan, asked))
         with tempfile.TemporaryDirectory() as folder:
             # While the folder is there: gradio copies the file when it takes this.
             yield {
@@ -215,6 +234,7 @@ class VolumeTab:
         line = self.panel.status
         scan = open_volume(asked.paths, modalities(asked.direction)[0], asked.series)
         settings, passes = asked.settings(), asked.passes()
+        face = face_of(scan, asked)
         yield {line: status("Translating…", 0, 1)}
         try:
             for item in runs.stream_volume(self.number, scan, asked.direction, settings, passes, request.session_hash):
@@ -227,12 +247,14 @@ class VolumeTab:
         except gr.Error:
             yield {line: status("Not translated.")}
             raise
-        yield from self._finish(asked, scan, item)
+        yield from self._finish(asked, defaced(scan, face), item.without(face), face)
 
-    def _finish(self, asked: AskedVolume, scan: Scan, made: VolumeTranslation) -> Iterator[Values]:
+    def _finish(
+        self, asked: AskedVolume, scan: Scan, made: VolumeTranslation, face: np.ndarray | None
+    ) -> Iterator[Values]:
         with tempfile.TemporaryDirectory() as name:
-            layers, files = write_results(scan, made, asked.dicom, Path(name))
-            compared = compare(scan, made.voxels, asked, Path(name))
+            layers, files = write_results(scan, made, asked, Path(name))
+            compared = compare(scan, made.voxels, asked, Path(name), face)
             text = f"Done: {made.slices} slices in {made.seconds:.1f} s."
             yield {
                 self.panel.status: status(" ".join([text, *scan.warnings, *compared.notes])),
@@ -257,9 +279,10 @@ class VolumeTab:
             yield gr.skip()
             return
         scan = open_volume(asked.paths, source, asked.series)
+        face = face_of(scan, asked)
         kept = [layer for role, layer in known.items() if role not in ("truth", "error")]
         with tempfile.TemporaryDirectory() as folder:
-            compared = compare(scan, voxels_of(known["made"].path), asked, Path(folder))
+            compared = compare(defaced(scan, face), voxels_of(known["made"].path), asked, Path(folder), face)
             yield {
                 **({self.panel.status: status(" ".join(compared.notes))} if compared.notes else {}),
                 **self.panel.draw([*kept, *compared.layers]),
