@@ -1,10 +1,8 @@
-"""The Mediffuse Space: `python app.py`, then open the address it prints."""
+"""The Mediffuse Space: `python app.py`, then open the address it prints; `python app.py --help`."""
 
-from mediffuse.ui import faults
-from mediffuse.ui.page import build, launch_options
+from mediffuse.ui.page import build, serve
 
 demo = build()
 
 if __name__ == "__main__":
-    with faults.said():
-        demo.launch(**launch_options())
+    serve(demo)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
@@ -15,16 +16,28 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from mediffuse.alignment import APART, DOUBTFUL, alignment
 from mediffuse.dataset import Row
 from mediffuse.directions import prompt_for
-from mediffuse.files import remove_leftovers, write_text
-from mediffuse.image.ct_picture import guess_png_window, png_ct_to_hu
-from mediffuse.image.intensity import AIR_HU, encode_ct, encode_mr, to_uint8
-from mediffuse.image.letterbox import Letterbox
-from mediffuse.scan import PLANES, ScanError, read_scan
+from mediffuse.files import complete, remove_leftovers, write_text
+from mediffuse.image.ct_picture import guess_picture_modality, guess_png_window, png_ct_to_hu
+from mediffuse.image.intensity import AIR_HU, CT_WINDOWS, encode_ct, encode_mr, to_uint8, window
+from mediffuse.image.letterbox import Letterbox, resize
+from mediffuse.scan import PLANES, Scan, ScanError
+from mediffuse.scan.guard import read_scan
+from mediffuse.scan.picture import read_grey
 
 SPLITS = ("train", "val", "test")
-LEFT_OUT = "left_out.txt"
+REPORT = "report.csv"
+REPORT_COLUMNS = ("patient", "source", "outcome", "message")
+"""Of the report beside a dataset. outcome: "left out" or "warning"."""
+
+VOLUME_ENDINGS = ("nii.gz", "nii", "mha", "nrrd")
+UNPAIRED_FOLDERS = ("trainA", "trainB", "testA", "testB")
+"""CycleGAN's folders: their pictures are no pairs."""
+
+MIN_PLANE_MM = 64.0
+"""Shorter side of a plane of a volume that can tell whether a pair lies on each other."""
 
 
 class LayoutError(ValueError):
@@ -35,7 +48,7 @@ class LayoutError(ValueError):
 class Plan:
     """How to prepare: planes, slices on either side of the central one, side of the model image in
     pixels, MR contrast (None: by the folder's name), share of patients per split where folders do
-    not say, and a split that all patients go to, if any."""
+    not say, a split that all patients go to, if any, and whether to stop at the first scan that is odd."""
 
     planes: tuple[str, ...] = ("axial",)
     around: int = 0
@@ -43,35 +56,62 @@ class Plan:
     contrast: str | None = None
     fractions: dict[str, float] = field(default_factory=lambda: {"val": 0.1, "test": 0.1})
     split: str | None = None
+    strict: bool = False
 
 
-def prepare(inputs: list[Path], output: Path, plan: Plan | None = None) -> dict[str, list[Row | UnpairedRow]]:
-    """Write the dataset that mediffuse.dataset reads; its rows by split.
+def prepare(
+    inputs: Sequence[Path], output: Path, plan: Plan | None = None, ct_only: Sequence[Path] = ()
+) -> dict[str, list[Row | UnpairedRow]]:
+    """Write the dataset that mediffuse.dataset reads; its rows by split. ct_only: folders of CT pictures without MRI.
 
-    Raises LayoutError for an input that holds no scans of a known layout (see train/prepare.py).
+    Raises LayoutError for an input that holds no scans of a known layout (see train/prepare.py), and, where the plan
+    is strict, for the first scan that there is something to say of.
     """
     plan = plan or Plan()
     writer = Writer(output, plan)
     remove_leftovers(output)
     for given in inputs:
-        folder = given.resolve()
-        if not folder.is_dir():
-            raise LayoutError(f"{given} is not a folder.")
-        if volume_pairs(folder):
-            made = from_volumes(folder, writer)
+        folder = _existing(given)
+        patients = volume_pairs(folder)
+        if patients:
+            made = from_volumes(patients, folder.name, writer)
         elif any(folder.rglob("*_ct.png")):
             made = from_pngs(folder, writer)
         else:
-            made = from_ct_pngs(folder, writer)
-        if not made and writer.left_out:
-            raise LayoutError(f"No pair of {given} can be used. {writer.left_out[0]}.")
+            raise LayoutError(f"{given} {_no_pairs(folder)}")
         if not made:
-            raise LayoutError(
-                f"{given} holds no pairs, neither <patient>/ct.nii.gz nor pictures <patient>_<rest>_ct.png: "
-                "see train/prepare.py --help for the layouts."
-            )
+            first = writer.report[-1]["message"] if writer.report else "There is nothing of the planes asked for."
+            raise LayoutError(f"No pair of {given} can be used. {first}")
+    for given in ct_only:
+        if not from_ct_pngs(_existing(given), writer):
+            raise LayoutError(f"{given} holds no PNG that can be used.")
     writer.close()
     return writer.rows
+
+
+def _existing(given: Path) -> Path:
+    folder = given.resolve()
+    if not folder.is_dir():
+        raise LayoutError(f"{given} is not a folder.")
+    return folder
+
+
+def _no_pairs(folder: Path) -> str:
+    """What is wrong with a folder without pairs."""
+    if any((folder / name).is_dir() for name in UNPAIRED_FOLDERS):
+        return (
+            "holds trainA and trainB, as for CycleGAN: those are not pairs, and pairs are needed. If pictures of one "
+            "name lie on each other, rename them to <name>_ct.png and <name>_mr.png in one folder."
+        )
+    if any(folder.rglob("*.png")):
+        return (
+            "holds pictures, but no pairs <patient>_<rest>_ct.png and _mr.png. If they are CT slices without MRI, for "
+            "the autoencoder, give the folder by --ct-only."
+        )
+    return (
+        "holds no pairs, neither <patient>/ct.nii.gz nor pictures <patient>_<rest>_ct.png: "
+        "see train/prepare.py --help for the layouts."
+    )
 
 
 class UnpairedRow(TypedDict):
@@ -111,13 +151,26 @@ class Writer:
         self.output, self.plan, self.size = output, plan, plan.size
         self.rows: dict[str, list[Row | UnpairedRow]] = {}
         self.splits: dict[str, str] = {}
-        self.left_out: list[str] = []
+        self.report: list[dict[str, str]] = []
         self.written: set[Path] = set()
 
-    def leave_out(self, message: str) -> None:
-        """Tell of an input that cannot be used, and remember it for left_out.txt."""
-        print(f"{message}, left out", file=sys.stderr)
-        self.left_out.append(message)
+    def leave_out(self, patient: str, source: str, message: str) -> None:
+        """Tell of an input that cannot be used."""
+        self._tell(patient, source, "left out", message)
+
+    def warn(self, patient: str, source: str, message: str) -> None:
+        """Tell of an input that is used, and that there is something to say of."""
+        self._tell(patient, source, "warning", message)
+
+    def _tell(self, patient: str, source: str, outcome: str, message: str) -> None:
+        """Print what there is to say, and remember it for the report. Raises LayoutError where the plan is strict."""
+        row = dict(zip(REPORT_COLUMNS, (patient, source, outcome, message), strict=True))
+        if row in self.report:
+            return
+        self.report.append(row)
+        if self.plan.strict:
+            raise LayoutError(f"{patient}: {message} (--strict stops here)")
+        tqdm.write(f"{patient}: {outcome}: {message}", file=sys.stderr)
 
     def split(self, patient: str, stated: str | None = None) -> str:
         """The split of a patient: that of an earlier input, else the `stated` one, else by its name."""
@@ -170,18 +223,25 @@ class Writer:
         self.rows.setdefault(split, []).append(row)
 
     def close(self) -> None:
-        """Write each split's metadata.jsonl, and what was left out: last, so that a killed run has none to offer."""
+        """Write each split's metadata.jsonl, and the report where there is something to say: last, so that a killed run
+        has none to offer."""
         for split, rows in self.rows.items():
             text = "".join(json.dumps(row) + "\n" for row in rows)
             write_text(self.output / split / "metadata.jsonl", text)
-        if self.left_out:
-            write_text(self.output / LEFT_OUT, "\n".join(self.left_out) + "\n")
+        if self.report:
+            with complete(self.output / REPORT) as part, part.open("w", encoding="utf-8", newline="") as file:
+                table = csv.DictWriter(file, REPORT_COLUMNS)
+                table.writeheader()
+                table.writerows(self.report)
 
 
-def read_grey(path: Path) -> np.ndarray | None:
-    """8-bit grey picture (H, W), or None if it is missing or damaged."""
-    data = np.fromfile(path, np.uint8) if path.is_file() else np.empty(0, np.uint8)
-    return cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
+def left_out(output: Path) -> list[str]:
+    """What the report beside a dataset says was left out, a sentence each."""
+    path = output / REPORT
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [f"{r['patient']}: {r['message']}" for r in csv.DictReader(file) if r["outcome"] == "left out"]
 
 
 def split_of(patient: str, fractions: dict[str, float]) -> str:
@@ -211,56 +271,117 @@ class Patient:
 
 
 def volume_pairs(folder: Path) -> list[Patient]:
-    """The patients of a folder in either layout of volumes: <name>/ct.nii.gz, or <name>_ct.nii.gz."""
-    found = [
-        Patient(ct.parent.name, ct, _first(ct.parent, "mr.nii*"), _first(ct.parent, "mask.nii*"))
-        for ct in sorted(folder.glob("*/ct.nii*"))
-    ]
-    for ct in sorted(folder.glob("*_ct.nii*")):
-        name = ct.name[: ct.name.index("_ct.nii")]
-        mr = next(filter(None, (_first(folder, f"{name}_{kind}.nii*") for kind in ("mr", "t1", "t2"))), None)
-        found.append(Patient(name, ct, mr, _first(folder, f"{name}_mask.nii*")))
+    """The patients of a folder, or below it: <name>/ct.nii.gz (.mha, .nrrd), or <name>_ct.nii.gz in the folder."""
+    found = []
+    for ct in _volumes(folder, "ct", below=True):
+        mr, mask = (next(iter(_volumes(ct.parent, kind)), None) for kind in ("mr", "mask"))
+        found.append(Patient(ct.parent.name, ct, mr, mask))
+    for ct in _volumes(folder, "*_ct"):
+        name = ct.name[: ct.name.rindex("_ct.")]
+        mr = next((path for kind in ("mr", "t1", "t2") for path in _volumes(folder, f"{name}_{kind}")), None)
+        found.append(Patient(name, ct, mr, next(iter(_volumes(folder, f"{name}_mask")), None)))
     return found
 
 
-def _first(folder: Path, pattern: str) -> Path | None:
-    return next(iter(sorted(folder.glob(pattern))), None)
+def _volumes(folder: Path, stem: str, *, below: bool = False) -> list[Path]:
+    """The volumes of a folder with a name of this stem, one of each name; `below`: in its subfolders."""
+    found = {}
+    for ending in VOLUME_ENDINGS:
+        pattern = f"{stem}.{ending}"
+        for path in folder.rglob(pattern) if below else folder.glob(pattern):
+            if not below or path.parent != folder:
+                found.setdefault(path.with_name(path.name.removesuffix(f".{ending}")), path)
+    return sorted(found.values())
 
 
-def from_volumes(folder: Path, writer: Writer) -> int:
-    """Write the slices of a folder's volumes; how many pairs there were."""
+def _read_pair(patient: Patient) -> tuple[Scan, Scan, Scan | None]:
+    """A patient's CT, MRI and mask. Raises ScanError for what cannot be learnt from."""
+    ct, mr = read_scan(patient.ct, "CT"), read_scan(patient.mr, "MR")
+    mask = read_scan(patient.mask, "MR", allow_constant=True) if patient.mask else None
+    if ct.wrong and mr.wrong and "MRI" in ct.wrong[0] and "CT" in mr.wrong[0]:
+        raise ScanError(
+            f"CT and MRI are swapped: {patient.ct.name} looks like an MRI, and {patient.mr.name} like a CT."
+        )
+    for scan in (ct, mr):
+        if scan.wrong:
+            raise ScanError(f"{scan.name}: {scan.wrong[0]}")
+    for other in filter(None, (mr, mask)):
+        ct.check_same_grid(other)
+    return ct, mr, mask
+
+
+def check_alignment(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> str | None:
+    """What to say of a pair of which it is in doubt that it lies on each other: see `alignment`.
+
+    Raises ScanError where it surely does not.
+    """
+    several = len(pairs) > 1
+    found = alignment(pairs)
+    if found < APART[several]:
+        raise ScanError(
+            f"CT and MRI do not lie on each other (mutual information {found:.2f} of that when shifted, and it should "
+            f"be over {DOUBTFUL[several]:g}): register them first."
+        )
+    if found < DOUBTFUL[several]:
+        return f"CT and MRI may not lie on each other (mutual information {found:.2f} of that when shifted)."
+    return None
+
+
+def _central_slices(ct: Scan, mr: Scan) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The central slices of a pair at 1 mm a pixel, (CT, MRI), each grey (H, W), in planes that are large enough."""
+    found = []
+    for plane, axis in zip(PLANES, (2, 1, 0), strict=True):
+        across, up = (a for a in range(3) if a != axis)
+        shape = tuple(round(ct.voxels.shape[a] * ct.spacing[a]) for a in (up, across))
+        if min(shape) >= MIN_PLANE_MM and min(ct.voxels.shape[a] for a in (up, across)) > 1:
+            hu, grey = (scan.slice(plane).pixels for scan in (ct, mr))
+            found.append((resize(window(hu, CT_WINDOWS["full"]), shape), resize(window(grey, mr.limits), shape)))
+    return found
+
+
+def from_volumes(patients: Sequence[Patient], source: str, writer: Writer) -> int:
+    """Write the slices of patients' volumes; how many pairs there were."""
     made = 0
-    for patient in tqdm(volume_pairs(folder), desc=f"{folder.name} volumes"):
+    for patient in tqdm(patients, desc=f"{source} volumes"):
         if patient.mr is None:
-            writer.leave_out(f"{patient.ct}: no MRI beside it")
+            writer.leave_out(patient.name, source, f"no MRI beside {patient.ct.name}")
             continue
         try:
-            ct, mr = read_scan(patient.ct, "CT"), read_scan(patient.mr, "MR")
-            mask = read_scan(patient.mask, "MR", allow_constant=True) if patient.mask else None
-            for other in filter(None, (mr, mask)):
-                ct.check_same_grid(other)
+            ct, mr, mask = _read_pair(patient)
+            doubt = check_alignment(_central_slices(ct, mr))
         except ScanError as error:
-            writer.leave_out(f"{patient.ct.parent / patient.name}: {str(error).rstrip('.')}")
+            writer.leave_out(patient.name, source, str(error))
             continue
-        contrast = writer.plan.contrast or ("T2" if patient.mr.name.startswith(f"{patient.name}_t2") else "T1")
-        split = writer.split(patient.name)
-        for plane in writer.plan.planes:
-            for index in around(ct.count(plane), writer.plan.around):
-                ct_slice = ct.slice(plane, index)
-                pair = Pair(
-                    hu=ct_slice.pixels,
-                    mr=mr.slice(plane, index).pixels,
-                    limits=mr.limits,
-                    mask=mask.slice(plane, index).pixels > 0 if mask else None,
-                    box=ct_slice.letterbox(writer.size),
-                    patient=patient.name,
-                    plane=plane,
-                    index=index,
-                    contrast=contrast,
-                    source=folder.name,
-                )
-                writer.pair(split, f"{folder.name}_{patient.name}_{plane}_{index:03d}", pair)
-                made += 1
+        said = [*(f"CT: {text}" for text in ct.warnings), *(f"MRI: {text}" for text in mr.warnings), doubt]
+        for text in filter(None, said):
+            writer.warn(patient.name, source, text)
+        made += _write_slices(patient, source, (ct, mr, mask), writer)
+    return made
+
+
+def _write_slices(patient: Patient, source: str, scans: tuple[Scan, Scan, Scan | None], writer: Writer) -> int:
+    """Write the slices of a patient that the plan asks for; how many there were."""
+    ct, mr, mask = scans
+    contrast = writer.plan.contrast or ("T2" if patient.mr.name.startswith(f"{patient.name}_t2") else "T1")
+    split = writer.split(patient.name)
+    made = 0
+    for plane in writer.plan.planes:
+        for index in around(ct.count(plane), writer.plan.around):
+            ct_slice = ct.slice(plane, index)
+            pair = Pair(
+                hu=ct_slice.pixels,
+                mr=mr.slice(plane, index).pixels,
+                limits=mr.limits,
+                mask=mask.slice(plane, index).pixels > 0 if mask else None,
+                box=ct_slice.letterbox(writer.size),
+                patient=patient.name,
+                plane=plane,
+                index=index,
+                contrast=contrast,
+                source=source,
+            )
+            writer.pair(split, f"{source}_{patient.name}_{plane}_{index:03d}", pair)
+            made += 1
     return made
 
 
@@ -294,56 +415,96 @@ def from_pngs(folder: Path, writer: Writer) -> int:
         name = path.name.removesuffix("_ct.png")
         patient, _, rest = name.rpartition("_") if "_" in name else (name, "", "")
         plane = rest if rest in PLANES else "axial"
-        mr_path = path.with_name(f"{name}_mr.png")
-        grey, mr = read_grey(path), read_grey(mr_path)
-        if grey is None or mr is None:
-            writer.leave_out(f"{path if grey is None else mr_path}: missing or damaged")
-            continue
-        if grey.shape != mr.shape:
-            sizes = [f"{x.shape[1]} x {x.shape[0]}" for x in (grey, mr)]
-            writer.leave_out(f"{path}: {sizes[0]} pixels, and its MR picture {sizes[1]}")
-            continue
         if plane not in writer.plan.planes:
             continue
+        try:
+            found = _read_pictures(path, name)
+        except ScanError as error:
+            writer.leave_out(patient, folder.name, f"{path.name}: {error}")
+            continue
+        for text in found.said:
+            writer.warn(patient, folder.name, f"{name}: {text}")
         split = writer.split(patient, path.parent.name if path.parent.name in SPLITS else None)
         if (patient, rest) in scales:
             slope, intercept = scales[patient, rest]
-            hu, window = grey.astype(np.float32) * slope + intercept, "full"
+            hu, shown = _levels(found.ct) * slope + intercept, "full"
         else:
-            window = guess_png_window(grey / 255)
-            hu = png_ct_to_hu(grey / 255, window)
-        mask_path = path.with_name(f"{name}_mask.png")
-        mask = read_grey(mask_path)
-        if mask_path.is_file() and (mask is None or mask.shape != grey.shape):
-            writer.leave_out(f"{mask_path}: damaged, or not of the size of its CT picture")
-            continue
+            grey = _levels(found.ct).astype(np.float64) / 255
+            shown = guess_png_window(grey)
+            hu = png_ct_to_hu(grey, shown)
         pair = Pair(
             hu=hu,
-            mr=mr.astype(np.float32),
+            mr=_levels(found.mr),
             limits=(0.0, 255.0),
-            mask=None if mask is None else mask > 127,
+            mask=found.mask,
             box=Letterbox(hu.shape, size=writer.size),
             patient=patient,
             plane=plane,
             index=int(re.sub(r"\D", "", rest) or 0),
             contrast=contrast,
             source=folder.name,
-            directions=("ct2mr",) if window == "brain" else ("ct2mr", "mr2ct"),
+            directions=("ct2mr",) if shown == "brain" else ("ct2mr", "mr2ct"),
         )
         writer.pair(split, f"{folder.name}_{name}", pair)
         made += 1
     return made
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """A pair of pictures, grey (H, W) in [0, 1], with its mask, bool (H, W), and what there is to say of it."""
+
+    ct: np.ndarray
+    mr: np.ndarray
+    mask: np.ndarray | None
+    said: list[str]
+
+
+def _levels(grey: np.ndarray) -> np.ndarray:
+    """Grey in [0, 1] as 0 to 255: the whole numbers that an 8-bit picture holds, exactly."""
+    return np.round(grey * np.float32(255), 3)
+
+
+def _read_pictures(path: Path, name: str) -> Pictures:
+    """The pair of pictures `name`, of which the CT is at `path`. Raises ScanError for what cannot be learnt from."""
+    mr_path, mask_path = (path.with_name(f"{name}_{kind}.png") for kind in ("mr", "mask"))
+    for part in (path, mr_path):
+        if not part.is_file() or not part.stat().st_size:
+            raise ScanError(f"{part.name} is missing or empty.")
+    (ct, ct_said), (mr, mr_said) = read_grey(path, "CT"), read_grey(mr_path, "MR")
+    if ct.shape != mr.shape:
+        sizes = [f"{x.shape[1]} x {x.shape[0]}" for x in (ct, mr)]
+        raise ScanError(f"{sizes[0]} pixels, and its MR picture {sizes[1]}.")
+    mask = None
+    if mask_path.is_file():
+        mask = (
+            cv2.imdecode(np.fromfile(mask_path, np.uint8), cv2.IMREAD_GRAYSCALE) if mask_path.stat().st_size else None
+        )
+        if mask is None or mask.shape != ct.shape:
+            raise ScanError(f"{mask_path.name} is damaged, or not of the size of its CT picture.")
+    looks = guess_picture_modality(ct), guess_picture_modality(mr)
+    if looks == ("MR", "CT"):
+        raise ScanError("The pictures of CT and MRI are swapped, by what they look like.")
+    odd = [
+        f"{part.name} looks like the other modality."
+        for part, look, right in ((path, looks[0], "CT"), (mr_path, looks[1], "MR"))
+        if look not in (None, right)
+    ]
+    doubt = check_alignment([(ct, mr)])
+    return Pictures(ct, mr, None if mask is None else mask > 127, [*ct_said, *mr_said, *odd, *filter(None, [doubt])])
+
+
 def from_ct_pngs(folder: Path, writer: Writer) -> int:
     """Write a folder's CT pictures without partners; how many there were."""
     made = 0
     for path in tqdm(sorted(folder.rglob("*.png")), desc=f"{folder.name} CT only"):
-        grey = read_grey(path)
-        if grey is None:
-            writer.leave_out(f"{path}: cannot be read as a picture")
+        try:
+            grey, said = read_grey(path, "CT")
+        except ScanError as error:
+            writer.leave_out(path.stem, folder.name, str(error))
             continue
-        grey = grey / np.float32(255)
+        for text in said:
+            writer.warn(path.stem, folder.name, text)
         hu = png_ct_to_hu(grey, guess_png_window(grey))
         image = to_uint8(encode_ct(Letterbox(hu.shape, size=writer.size).fit(hu, AIR_HU)))
         name = writer.image("unpaired", f"{folder.name}_{path.stem}", image)

@@ -80,12 +80,21 @@ def series(ct, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def two_series(series, mr, tmp_path_factory) -> Path:
+def ct_and_mr(series, mr, tmp_path_factory) -> Path:
     """A zip of that series and of one of the example's T1."""
-    folder = tmp_path_factory.mktemp("zip")
-    write_dicom(mr, mr.voxels, "MR", folder / "mr")
+    return _zip_with(series, mr, "MR", tmp_path_factory.mktemp("zip"))
+
+
+@pytest.fixture(scope="session")
+def two_series(series, ct, tmp_path_factory) -> Path:
+    """A zip of that series and of another CT."""
+    return _zip_with(series, ct, "CT", tmp_path_factory.mktemp("zip"))
+
+
+def _zip_with(series: Path, scan: Scan, modality: str, folder: Path) -> Path:
+    write_dicom(scan, scan.voxels, modality, folder / "other")
     with zipfile.ZipFile(folder / "both.zip", "w") as archive:
-        for part in (series, folder / "mr"):
+        for part in (series, folder / "other"):
             for path in part.iterdir():
                 archive.write(path, f"{part.name}/{path.name}")
     return folder / "both.zip"

@@ -218,3 +218,26 @@ def test_bundled_example_is_read(ct_path):
         assert not read_scan(example.scan, "CT").warnings
     for example in MR_EXAMPLES:
         assert not read_scan(example.scan, "MR").warnings
+
+
+def test_a_series_is_chosen_by_its_uid_in_every_tab(client, series, two_series, mr_path):
+    import pydicom
+
+    uid = pydicom.dcmread(next(series.iterdir())).SeriesInstanceUID
+    given = {"scan": handle_file(two_series)}
+    for api in ("/ct_to_mri", "/contours_to_mri"):
+        with pytest.raises(AppError, match=f"holds 2 series.*{uid}"):
+            call(client, api, two_series)
+        out = call(client, api, two_series, mr_path, series=uid)
+        assert "Ground truth" not in out["status"]
+        client.predict(**given, series=uid, api_name=f"{api}_preview")
+    client.predict(**given, series=uid, api_name="/contours_preview")
+    made = client.predict(paths=[handle_file(two_series)], truth=None, series=uid, api_name="/volume")
+    assert any("20 slices" in str(part) for part in made)
+
+
+def test_a_zip_of_both_serves_either_direction(client, ct_and_mr):
+    for api in ("/ct_to_mri", "/mri_to_ct"):
+        out = call(client, api, ct_and_mr, ct_and_mr)
+        assert "and this needs" not in out["status"]
+        assert value(out["truth"])

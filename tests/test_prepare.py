@@ -13,6 +13,7 @@ import cv2
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from mediffuse.image.intensity import AIR_HU, decode_ct, decode_mr, to_uint8, window
 from mediffuse.image.letterbox import Letterbox
@@ -23,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SIZE = 64
 PATIENTS = [f"1BA{number:03d}" for number in range(10)]
 SPLITS = ("train", "val", "test")
+OPTION = {"alone": "--ct-only"}
 
 
 def prepare(*arguments) -> subprocess.CompletedProcess:
@@ -129,8 +131,8 @@ def test_directions_share_their_images(volumes):
 
 def test_unusable_patients_are_left_out_and_named(volumes):
     _, done = volumes
-    assert "no_mr/ct.nii.gz: no MRI beside it, left out" in done.stderr
-    assert "shifted: The two scans do not lie on the same grid: they are up to 5.0 mm apart." in done.stderr
+    assert "no_mr: left out: no MRI beside ct.nii.gz" in done.stderr
+    assert "shifted: left out: The two scans do not lie on the same grid: they are up to 5.0 mm apart." in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -169,7 +171,7 @@ def pictures(tmp_path_factory, ct_pictures, mr_pictures) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def from_pictures(tmp_path_factory, pictures) -> tuple[Path, subprocess.CompletedProcess]:
     output = tmp_path_factory.mktemp("output")
-    inputs = [argument for folder in pictures.values() for argument in ("--input", folder)]
+    inputs = [argument for name, folder in pictures.items() for argument in (OPTION.get(name, "--input"), folder)]
     done = prepare(*inputs, "--output", output, "--val", 0, "--test", 0)
     assert done.returncode == 0, done.stderr
     return output, done
@@ -226,9 +228,9 @@ def test_ct_only_folders_are_unpaired(from_pictures, ct_pictures, ct):
 def test_damaged_pictures_are_left_out_and_named(from_pictures):
     _, done = from_pictures
     for name in ("p4_axial_mr.png", "p6_axial_mr.png"):
-        assert f"{name}: missing or damaged, left out" in done.stderr
-    assert re.search(r"p5_axial_ct.png: (\d+) x \d+ pixels, and its MR picture \1 x 100, left out", done.stderr)
-    assert "cut.png: cannot be read as a picture, left out" in done.stderr
+        assert f"{name} is missing or empty" in done.stderr
+    assert re.search(r"left out: p5_axial_ct.png: (\d+) x \d+ pixels, and its MR picture \1 x 100", done.stderr)
+    assert "cut: left out: cut.png cannot be read as a picture" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -240,7 +242,7 @@ def test_masks_names_and_manifests_that_mislead(tmp_path, ct_pictures, mr_pictur
     write_picture(folder / "sub_2_axial_mask.png", ct_pictures["full"][10][:50])
     output = tmp_path / "out"
     done = prepare("--input", folder, "--output", output, "--val", 0, "--test", 0)
-    assert "sub_2_axial_mask.png: damaged, or not of the size" in done.stderr
+    assert "sub_2_axial_mask.png is damaged, or not of the size" in done.stderr
     made = rows(output, "train")
     assert {row["patient"] for row in made} == {"sub_0", "sub_1"}
     assert {row["contrast"] for row in made} == {"T1"}
@@ -271,7 +273,8 @@ def test_datasets_loads_it(tmp_path, synthrad, pictures, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     datasets = pytest.importorskip("datasets")
     output = tmp_path / "output"
-    inputs = [argument for folder in (synthrad, *pictures.values()) for argument in ("--input", folder)]
+    inputs = ["--input", synthrad]
+    inputs += [argument for name, folder in pictures.items() for argument in (OPTION.get(name, "--input"), folder)]
     done = prepare(*inputs, "--output", output, "--val", 0.3, "--test", 0.3)
     assert done.returncode == 0, done.stderr
     loaded = datasets.load_dataset("imagefolder", data_dir=str(output), cache_dir=str(tmp_path / "cache"))
@@ -311,7 +314,7 @@ def test_around_is_centred_and_stays_inside():
     [
         (["--input", "{tmp}/nowhere"], "is not a folder"),
         (["--input", "{tmp}"], "holds no pairs, neither <patient>/ct.nii.gz nor pictures"),
-        ([], "required: --input"),
+        ([], "give --input"),
     ],
 )
 def test_wrong_input_ends_with_a_message(tmp_path, arguments, message):
@@ -345,3 +348,94 @@ def test_an_output_that_holds_a_dataset_is_not_mixed_with_another(volumes, synth
     )
     assert done.returncode != 0
     assert "already holds a dataset" in done.stderr
+
+
+# What must not be learnt from
+
+
+@pytest.fixture(scope="module")
+def rubbish(tmp_path_factory, ct, mr) -> tuple[Path, Path, subprocess.CompletedProcess]:
+    """(input, output, what was printed) of a good pair among bad ones, two levels down, beside screenshots."""
+    folder = tmp_path_factory.mktemp("rubbish") / "Task1"
+    hu, t1 = ct.voxels.astype(np.int16), mr.voxels.astype(np.float32)
+    head = hu > -300
+    scores = np.where(head, (t1 - t1[head].mean()) / t1[head].std(), 0).astype(np.float32)
+    pairs = {
+        "good": (hu, t1),
+        "swapped": (t1, hu),
+        "plus1024": (np.maximum(hu + 1024, 0).astype(np.uint16), t1),
+        "window": (np.round(np.clip(hu, 0, 80) / 80 * 255).astype(np.uint8), t1),
+        "scores": (hu, scores),
+        "apart": (hu, np.roll(t1, 16, axis=0)),
+    }
+    for patient, scans in pairs.items():
+        (folder / "brain" / patient).mkdir(parents=True)
+        for name, voxels in zip(("ct", "mr"), scans, strict=True):
+            image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.transpose(2, 1, 0)))
+            image.SetSpacing(ct.spacing.tolist())
+            sitk.WriteImage(image, str(folder / "brain" / patient / f"{name}.mha"))
+    write_picture(folder / "brain" / "overview" / "good.png", np.full((100, 100), 200, np.uint8))
+    output = tmp_path_factory.mktemp("output")
+    done = prepare("--input", folder, "--output", output, "--val", 0, "--test", 0)
+    assert done.returncode == 0, done.stderr
+    return folder, output, done
+
+
+def test_what_is_surely_wrong_is_left_out(rubbish):
+    _, output, done = rubbish
+    assert {row["patient"] for row in rows(output, "train")} == {"good", "plus1024", "scores"}
+    assert not (output / "unpaired").exists()
+    with (output / "report.csv").open(newline="") as file:
+        report = {row["patient"]: row for row in csv.DictReader(file)}
+    expected = {
+        "swapped": ("left out", "CT and MRI are swapped"),
+        "window": ("left out", "The values are no HU"),
+        "apart": ("left out", "do not lie on each other"),
+        "plus1024": ("warning", "HU + 1024"),
+        "scores": ("warning", "it was made black"),
+    }
+    assert set(report) == set(expected)
+    for patient, (outcome, message) in expected.items():
+        assert report[patient]["outcome"] == outcome
+        assert message in report[patient]["message"]
+        assert f"{patient}: {outcome}: " in done.stderr
+
+
+def test_what_was_put_right_teaches_the_same(rubbish):
+    _, output, _ = rubbish
+    made = {row["patient"]: row for row in rows(output, "train") if row["direction"] == "ct2mr"}
+    ct, moved = (model_image(output / "train" / made[name]["input_image_file_name"]) for name in ("good", "plus1024"))
+    assert np.abs(ct - moved).max() < 0.01
+    mr, scored = (model_image(output / "train" / made[name]["edited_image_file_name"]) for name in ("good", "scores"))
+    assert np.abs(mr - scored).mean() < 0.02
+
+
+def test_strict_stops(rubbish, tmp_path):
+    done = prepare("--input", rubbish[0], "--output", tmp_path / "out", "--strict")
+    assert done.returncode == 2
+    assert "--strict stops here" in done.stderr
+    assert not list(tmp_path.glob("out/*/metadata.jsonl"))
+
+
+def test_unpaired_folders_are_not_taken_for_pairs(tmp_path, ct_pictures, mr_pictures):
+    for name, grey in (("trainA", ct_pictures["brain"][10]), ("trainB", mr_pictures[10])):
+        write_picture(tmp_path / "cyclegan" / name / "10.png", grey)
+        write_picture(tmp_path / "loose" / f"{name}.png", grey)
+    for folder, message in (("cyclegan", "CycleGAN: those are not pairs"), ("loose", "by --ct-only")):
+        done = prepare("--input", tmp_path / folder, "--output", tmp_path / "out")
+        assert done.returncode == 2
+        assert message in done.stderr
+
+
+def test_pictures_that_are_swapped_or_apart(tmp_path, ct_pictures, mr_pictures):
+    for patient, ct, mr in (
+        ("good", ct_pictures["full"][10], mr_pictures[10]),
+        ("swapped", mr_pictures[10], ct_pictures["full"][10]),
+        ("apart", ct_pictures["full"][10], np.roll(mr_pictures[10], 15, axis=1)),
+    ):
+        write_picture(tmp_path / "in" / f"{patient}_axial_ct.png", ct)
+        write_picture(tmp_path / "in" / f"{patient}_axial_mr.png", mr)
+    done = prepare("--input", tmp_path / "in", "--output", tmp_path / "out", "--val", 0, "--test", 0)
+    assert {row["patient"] for row in rows(tmp_path / "out", "train")} == {"good"}
+    assert re.search("swapped: left out: .*swapped", done.stderr)
+    assert re.search("apart: left out: .*do not lie on each other", done.stderr)

@@ -5,14 +5,17 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
+from mediffuse.dataset import DatasetError
 from mediffuse.scan import Slice
 from mediffuse.translate import Settings, Translator, direct
 from mediffuse.translate.checkpoints import Checkpoints
@@ -138,6 +141,47 @@ def test_resume_ends_where_an_unbroken_run_ends(work, tmp_path):
         assert torch.equal(value, resumed[name]), name
 
 
+def killed(path: Path, *arguments) -> None:
+    """Run a command, and kill it and its children as soon as `path` is there."""
+    words = [sys.executable, *map(str, arguments)]
+    with subprocess.Popen(words, cwd=ROOT, env=tiny.cpu_environment(), stderr=subprocess.DEVNULL) as process:
+        until = time.monotonic() + 200
+        while not path.exists():
+            assert process.poll() is None, "it ended before"
+            assert time.monotonic() < until
+            time.sleep(0.001)
+        for one in (*psutil.Process(process.pid).children(recursive=True), process):
+            one.kill()
+
+
+LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
+
+
+@pytest.mark.parametrize("launch", [[], LAUNCH], ids=["one process", "two processes"])
+def test_killed_at_any_step_a_run_ends_where_an_unbroken_one_ends(work, tmp_path, launch):
+    given = [*launch, ROOT / "train" / "ip2p.py", "--config", work / "tiny.yaml", "--checkpoint-every", 1]
+    given += ["--validate-images", 0, "--output"]
+    whole = work / "ip2p"  # of one process
+    if launch:
+        whole = tmp_path / "whole"
+        done = command(*given, whole)
+        assert done.returncode == 0, done.stdout + done.stderr
+        details = json.loads((whole / "ip2p" / "mediffuse.json").read_text())["training"]
+        assert (details["processes"], details["batch_size"]) == (2, 4)
+        assert len((whole / "log.csv").read_text().splitlines()) == 5
+    broken = tmp_path / "broken"
+    killed(broken / ".checkpoint-2", *given, broken)  # while it is written
+    if not launch:
+        killed(broken / "checkpoint-3", *given, broken)
+    done = command(*given, broken)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Resuming from" in done.stdout
+    assert not list(broken.glob(".checkpoint-*"))
+    unbroken, resumed = weights(whole / "ip2p"), weights(broken / "ip2p")
+    for name, value in unbroken.items():
+        assert torch.equal(value, resumed[name]), name
+
+
 def test_cached_latents_are_those_of_fresh_samples_and_are_kept(work, tmp_path):
     given = ["--config", work / "tiny.yaml", "--output", tmp_path, "--cache", 6, "--checkpoint-every", 2]
     train("ip2p.py", *given)
@@ -157,8 +201,40 @@ def test_cached_latents_are_those_of_fresh_samples_and_are_kept(work, tmp_path):
     assert (tmp_path / "latents.npy").stat().st_mtime_ns == made
     for name, value in weights(tmp_path / "ip2p").items():
         assert torch.equal(value, first[name]), name
-    train("ip2p.py", *given, "--seed", 5)
+    train("ip2p.py", *given, "--seed", 5, "--overwrite", "true")
     assert not np.array_equal(np.load(tmp_path / "latents.npy"), array)
+
+
+def test_what_diffusers_own_trainers_can_is_an_option_too(work, tmp_path):
+    """Everything at once, with a picture in the tracker and the best model beside the last."""
+    given = {
+        "gradient_checkpointing": "true",
+        "ema_on_cpu": "true",
+        "lora_rank": 2,
+        "snr_gamma": 5,
+        "lr_schedule": "linear",
+        "samples": 2,
+        "validate_every": 2,
+        "validate_pictures": 1,
+        "best": "ct2mr_psnr",
+        "patience": 5,
+        "variant": "fp16",
+        "base": tmp_path / "base",
+        "output": tmp_path / "out",
+    }
+    from diffusers import DiffusionPipeline
+
+    DiffusionPipeline.from_pretrained(work / "ip2p" / "ip2p").save_pretrained(tmp_path / "base", variant="fp16")
+    words = [word for name, value in given.items() for word in (f"--{name}", value)]
+    train("ip2p.py", "--config", work / "tiny.yaml", *words)
+    for folder in (tmp_path / "out" / "ip2p", tmp_path / "out" / "best" / "ip2p"):
+        assert weights(folder).keys() == weights(work / "ip2p" / "ip2p").keys()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = [EventAccumulator(str(path)).Reload() for path in (tmp_path / "out" / "logs").glob("**/events*")]
+    assert "ct2mr_pictures" in {tag for event in events for tag in event.Tags()["images"]}
+    saved = load_file(tmp_path / "out" / "checkpoint-4" / "trained.safetensors")
+    assert not any("vae" in name or "base_layer" in name for name in saved)
 
 
 def test_checkpoints_rotate(work, tmp_path):
@@ -477,14 +553,18 @@ def test_ablations_run_and_make_their_table(work, tmp_path):
     assert "Never run" not in text
 
 
-def test_two_processes_train_one_model(work, tmp_path):
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
-    given = ["--config", work / "tiny.yaml", "--output", tmp_path, "--steps", 2, "--batch-size", 1]
-    done = command(*launch, ROOT / "train" / "ip2p.py", *given)
-    assert done.returncode == 0, done.stdout + done.stderr
-    details = json.loads((tmp_path / "ip2p" / "mediffuse.json").read_text())["training"]
-    assert (details["processes"], details["batch_size"]) == (2, 2)
-    assert len((tmp_path / "log.csv").read_text().splitlines()) == 3
+def test_two_processes_learn_what_one_learns_of_the_same_samples(work, tmp_path):
+    given = ["--config", work / "tiny.yaml", "--steps", 3, "--validate-images", 0, "--learning-rate", 0.01]
+    for name, launch, size in (("one", [], 4), ("two", LAUNCH, 2)):
+        own = ["--output", tmp_path / name, "--batch-size", size]
+        done = command(*launch, ROOT / "train" / "baseline.py", *given, *own)
+        assert done.returncode == 0, done.stdout + done.stderr
+    one, two = (
+        [float(line.split(",")[1]) for line in (tmp_path / name / "log.csv").read_text().splitlines()[1:]]
+        for name in ("one", "two")
+    )
+    assert one == pytest.approx(two, rel=1e-4)
+    assert one[0] != one[2]
 
 
 def test_training_without_augmentation_goes_past_one_epoch(work):
@@ -503,6 +583,33 @@ def test_clear_error_without_data(tmp_path):
         done = command(f"train/{script}", "--data", tmp_path / "none", "--output", tmp_path / "out")
         assert done.returncode != 0
         assert "Run train/prepare.py first" in done.stderr
+
+
+def test_what_does_not_fit_is_told_before_anything_is_trained(work, tmp_path):
+    from train import autoencoder, baseline, controlnet, ip2p, onestep
+
+    cases = [
+        (ip2p, ["--unet", "{sample_size: 16}"], "64 pixels a side, and the model is for 128"),
+        (ip2p, ["--unet", "{sample_sizes: 16}"], "the option unet"),
+        (ip2p, ["--base", tmp_path / "none"], "--base .* cannot be loaded"),
+        (onestep, ["--base", work / "ip2p" / "ip2p", "--crop", 65], "crop is 65"),
+        (onestep, ["--base", work / "ip2p" / "ip2p", "--window-weights", "[1, 2]"], "three numbers"),
+        (controlnet, ["--base", work / "ae"], "--base .* cannot be loaded"),
+        (autoencoder, ["--crop", 100], "crop is 100"),
+        (autoencoder, ["--crop", 36], "a multiple of 8"),
+        (baseline, ["--patch", 4], "64 pixels a side, and patch times"),
+        (baseline, ["--weights", "{axial: 0}"], "no pairs to train on"),
+    ]
+    for trainer, given, sentence in cases:
+        words = ["--config", work / "tiny.yaml", "--output", tmp_path / "out", *given]
+        with pytest.raises((SystemExit, DatasetError), match=sentence):
+            trainer.main([str(word) for word in words])
+    shutil.copytree(work / "data" / "train", tmp_path / "data" / "train")
+    for trainer in (autoencoder, baseline, ip2p):
+        words = ["--config", work / "tiny.yaml", "--output", tmp_path / "out", "--data", tmp_path / "data"]
+        with pytest.raises(DatasetError, match="to validate on"):
+            trainer.main([str(word) for word in words])
+    assert not (tmp_path / "out").exists()
 
 
 def test_clear_error_without_autoencoder(work, tmp_path):

@@ -24,13 +24,13 @@ import torch
 from torch.utils.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from mediffuse.dataset import central_rows, read_image, read_rows
+from mediffuse.dataset import DatasetError, central_rows, read_image, read_rows
 from mediffuse.image.intensity import MR_OUTPUT_LIMITS, decode
 from mediffuse.metrics import paper, to_grey
 from train import augment, networks
 from train.loop import Run, write_details
-from train.options import Options, parse_options, run_as_command
-from train.pairs import ENDLESS, to_tensor
+from train.options import Count, Options, Share, parse_options, run_as_command
+from train.pairs import ENDLESS, check_val, to_tensor
 from train.pixels import PixelLoss, PixelOptions
 
 
@@ -38,14 +38,14 @@ from train.pixels import PixelLoss, PixelOptions
 class AutoencoderOptions(PixelOptions, Options):
     autoencoder: Annotated[dict, "AutoencoderKL's config, of a fresh one"] = field(default_factory=dict)
     base_dir: Annotated[Path | None, "an autoencoder to go on from; none: a fresh one"] = None
-    crop: Annotated[int, "side of the training crops in pixels"] = 128
-    window_weights: Annotated[list, "of the loss of the full, tissue and brain window"] = field(
+    crop: Annotated[int, "side of the training crops in pixels", Count] = 128
+    window_weights: Annotated[list[float], "of the loss of the full, tissue and brain window"] = field(
         default_factory=lambda: [1.0, 1.0, 1.0]
     )
     kl_weight: Annotated[float, "of the loss that keeps latents near a standard normal distribution"] = 1e-6
     train_encoder: Annotated[bool, "false: the decoder alone, so the latents stay as they are"] = True
     latent_noise: Annotated[float, "largest standard deviation of the noise on the latents, drawn from 0 up"] = 0.0
-    unpaired_share: Annotated[float, "share of samples from the CT pictures that have no MRI"] = 0.2
+    unpaired_share: Annotated[float, "share of samples from the CT pictures that have no MRI", Share] = 0.2
     judge_dir: Annotated[Path | None, "print the ceiling of this autoencoder and train nothing"] = None
 
 
@@ -58,6 +58,11 @@ class ImageDataset(Dataset):
         rows = [r for r in read_rows(data / "train") if r["direction"] == "ct2mr"]
         self.ct = [data / "train" / r["input_image_file_name"] for r in rows]
         self.mr = [data / "train" / r["edited_image_file_name"] for r in rows]
+        if not rows:
+            raise DatasetError(f"{data / 'train'} has no pairs for ct2mr. Run train/prepare.py first.")
+        side = read_image(self.ct[0]).shape[0]
+        if options.crop > side:
+            raise DatasetError(f"crop is {options.crop}, and the pictures are {side} pixels a side.")
         unpaired = data / "unpaired"
         self.unpaired = []
         if unpaired.is_dir() and options.unpaired_share:
@@ -149,6 +154,8 @@ def ceiling(vae, paths: list[Path], modality: str) -> float:
 
 def ceilings(vae, options: AutoencoderOptions) -> dict[str, float]:
     """`ceiling` on the val split, a central slice a patient, for MR and CT."""
+    if not options.validate_images:
+        return {}
     folder = options.data / "val"
     rows = [r for r in read_rows(folder) if r["direction"] == "ct2mr"]
     rows = central_rows(rows)[: options.validate_images]
@@ -163,9 +170,13 @@ def main(argv: list[str] | None = None) -> None:
     if options.judge_dir:
         print(ceilings(networks.load_autoencoder(options.judge_dir), options))
         return
+    check_val(options, ["ct2mr"])
     dataset = ImageDataset(options)
     torch.manual_seed(options.seed)
     vae = networks.load_autoencoder(options.base_dir) if options.base_dir else networks.autoencoder(options.autoencoder)
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels a latent, per side
+    if options.crop % factor:
+        raise SystemExit(f"error: crop is {options.crop}, and should be a multiple of {factor} for this autoencoder.")
     run = Run(options, Objective(vae, options))
 
     def save(output: Path) -> None:

@@ -12,28 +12,31 @@ import copy
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mediffuse.evaluate.predict import direct_predictor
 from mediffuse.translate import direct
+from train import networks
 from train.loop import Run, write_details
-from train.options import Options, parse_options, run_as_command
+from train.options import Count, Options, parse_options, run_as_command
 from train.pairs import training_pairs
 from train.pixels import weighted_windows
 from train.validate import validate
 
+Direction = Literal["ct2mr", "mr2ct", "contour2mr"]
+
 
 @dataclass
 class BaselineOptions(Options):
-    directions: Annotated[list, "what is translated; contour2mr alone"] = field(
+    directions: Annotated[list[Direction], "what is translated; contour2mr alone"] = field(
         default_factory=lambda: ["ct2mr", "mr2ct"]
     )
     unet: Annotated[dict, "UNet2DModel's config"] = field(default_factory=dict)
-    patch: Annotated[int, "pixels a side that are folded into channels"] = 8
-    window_weights: Annotated[list, "of the loss of the full, tissue and brain window"] = field(
+    patch: Annotated[int, "pixels a side that are folded into channels", Count] = 8
+    window_weights: Annotated[list[float], "of the loss of the full, tissue and brain window"] = field(
         default_factory=lambda: [1.0, 1.0, 1.0]
     )
 
@@ -60,7 +63,13 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit("contour2mr has another input (edges): train it alone, --directions '[contour2mr]'.")
     dataset = training_pairs(options, options.directions)
     torch.manual_seed(options.seed)
-    unet = direct.build(options.unet, options.patch)
+    with networks.told("unet"):
+        unet = direct.build(options.unet, options.patch)
+    wanted = options.patch * unet.config.sample_size
+    if dataset.side != wanted:
+        raise SystemExit(
+            f"error: the pictures are {dataset.side} pixels a side, and patch times the unet's sample_size is {wanted}."
+        )
     run = Run(options, Regression(unet, options))
 
     def save(output: Path) -> None:

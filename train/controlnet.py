@@ -14,16 +14,16 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mediffuse.image.contours import Thresholds
 from train import networks
-from train.denoising import Contours, DenoisingOptions, start_of_sampling
+from train.denoising import Contours, DenoisingOptions, check_size, start_of_sampling
 from train.loop import Run, write_details
-from train.options import parse_options, run_as_command
+from train.options import Share, parse_options, run_as_command
 from train.pairs import training_pairs
 from train.validate import validate_pipeline
 
@@ -33,11 +33,11 @@ class ControlnetOptions(DenoisingOptions):
     base: Annotated[str, "Stable Diffusion, or a pipeline of train/ip2p.py, to start from"] = ""
     train_unet: Annotated[bool, "train the UNet, too, which has learnt MRI alone"] = True
     train_text_encoder: Annotated[bool, "train the text encoder, too"] = False
-    conditioning_channels: Annotated[list, "of the layers of the hint's encoder"] = field(
+    conditioning_channels: Annotated[list[int], "of the layers of the hint's encoder"] = field(
         default_factory=lambda: [16, 32, 64, 96]
     )
-    contours: Annotated[str, "windows, or single for plain Canny"] = "windows"
-    drop_image: Annotated[float, "share of samples without the hint, which learn MRI alone"] = 0.1
+    contours: Annotated[Literal["windows", "single"], "windows, or single for plain Canny"] = "windows"
+    drop_image: Annotated[float, "share of samples without the hint, which learn MRI alone", Share] = 0.1
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -47,7 +47,8 @@ def main(argv: list[str] | None = None) -> None:
     thresholds = Thresholds(mode=options.contours)
     dataset = training_pairs(options, ["contour2mr"], thresholds)
     torch.manual_seed(options.seed)
-    base = networks.load_pipeline(options.base)
+    base = networks.load_pipeline(options.base, options.revision, options.variant)
+    check_size(dataset.side, base)
     networks.widen_conv_in(base.unet, base.vae.config.latent_channels)
     controlnet = networks.controlnet(base.unet, options.conditioning_channels)
     pipeline = networks.controlnet_pipeline(base.vae, base.text_encoder, base.tokenizer, base.unet, controlnet)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 
 from mediffuse.translate import checkpoints
+from train import networks
 from train.networks import schedule
-from train.options import Options
+from train.options import Options, Share
 
 
 @dataclass
@@ -18,16 +19,24 @@ class DenoisingOptions(Options):
     """What trainers of denoising UNets share."""
 
     train_text_encoder: Annotated[bool, "train the text encoder, too"] = True
-    prediction: Annotated[str, "v_prediction, or epsilon, to compare with: it has no fast path"] = "v_prediction"
-    zero_share: Annotated[float, "share of samples at the last timestep from zero latents"] = 0.25
-    terminal_share: Annotated[float, "share of samples at the last timestep from noise"] = 0.25
-    mean_share: Annotated[float, "share of samples whose noise is the model's own prediction, see --mean-noise"] = 0.0
-    mean_noise: Annotated[list, "least and largest standard deviation of what is added to that prediction"] = field(
-        default_factory=lambda: [0.1, 0.3]
+    prediction: Annotated[
+        Literal["v_prediction", "epsilon"], "v_prediction, or epsilon, to compare with: it has no fast path"
+    ] = "v_prediction"
+    zero_share: Annotated[float, "share of samples at the last timestep from zero latents", Share] = 0.25
+    terminal_share: Annotated[float, "share of samples at the last timestep from noise", Share] = 0.25
+    mean_share: Annotated[
+        float, "share of samples whose noise is the model's own prediction, see --mean-noise", Share
+    ] = 0.0
+    mean_noise: Annotated[list[float], "least and largest standard deviation of what is added to that prediction"] = (
+        field(default_factory=lambda: [0.1, 0.3])
     )
+    snr_gamma: Annotated[float, "limit of min-SNR's loss weights (arXiv 2303.09556); 0: equal ones"] = 0.0
+    lora_rank: Annotated[int, "train low-rank changes of the UNet's attention, and conv_in, alone; 0: all of it"] = 0
+    revision: Annotated[str, "of a base on the hub; none: the newest"] = ""
+    variant: Annotated[str, "of the base's files, such as fp16; none: those without"] = ""
     largest_mib: Annotated[float, "MiB that no file of the saved pipeline exceeds; 0: a file for each part"] = 0.0
-    drop_prompt: Annotated[float, "share of samples without a prompt, for guidance"] = 0.05
-    drop_image: Annotated[float, "share of samples without the input image, for guidance"] = 0.05
+    drop_prompt: Annotated[float, "share of samples without a prompt, for guidance", Share] = 0.05
+    drop_image: Annotated[float, "share of samples without the input image, for guidance", Share] = 0.05
 
 
 class Denoising(torch.nn.Module):
@@ -42,10 +51,16 @@ class Denoising(torch.nn.Module):
             options.zero_share or options.mean_share or options.validate_speed == "fast"
         ):
             raise SystemExit("epsilon has no fast path: give --zero-share 0 --mean-share 0 --validate-speed diffusion")
+        if len(options.mean_noise) != 2 or options.mean_noise[0] > options.mean_noise[1]:
+            raise SystemExit(f"error: mean_noise is {options.mean_noise}, and should be a least and a largest value.")
+        if max(options.zero_share + options.terminal_share, options.zero_share + options.mean_share) > 1:
+            raise SystemExit("error: zero_share with terminal_share, or with mean_share, is more than all samples.")
         self.vae, self.text_encoder, self.unet = pipeline.vae, pipeline.text_encoder, pipeline.unet
         self.tokenizer, self.options = pipeline.tokenizer, options
         self.scheduler = pipeline.scheduler = schedule(options.prediction)
         self.vae.requires_grad_(False).eval()
+        if options.lora_rank:
+            networks.add_lora(self.unet, options.lora_rank)
 
     def embed(self, prompts: list[str]) -> torch.Tensor:
         """Encoder hidden states (B, 77, D) of prompts; each different prompt is encoded once."""
@@ -96,7 +111,20 @@ class Denoising(torch.nn.Module):
         noisy_latents = self.scheduler.add_noise(latents, noise, timesteps)
         target = noise if o.prediction == "epsilon" else self.scheduler.get_velocity(latents, noise, timesteps)
         model_pred = self.predict(noisy_latents, timesteps, encoder_hidden_states, batch, drop_image.to(device))
-        return F.mse_loss(model_pred.float(), target.float())
+        if not o.snr_gamma:
+            return F.mse_loss(model_pred.float(), target.float())
+        loss = (model_pred.float() - target.float()).square().mean((1, 2, 3))
+        return (loss * self.snr_weights(timesteps)).mean()
+
+    def snr_weights(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """Min-SNR weights (B,) (Hang et al., arXiv 2303.09556): min(SNR, gamma) over SNR + 1 for v, SNR for epsilon.
+
+        1 at zero SNR, where the formula is 0 and would end the fast path.
+        """
+        signal = self.scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+        snr = signal / (1 - signal).clamp_min(1e-12)
+        weights = snr.clamp_max(self.options.snr_gamma) / (snr if self.options.prediction == "epsilon" else snr + 1)
+        return torch.where(signal == 0, 1.0, weights)
 
     def one_step(self, batch: dict, encoder_hidden_states: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """The fast path's scaled latents, of the shape of `like` (B, C, h, w): at zero SNR they are -v."""
@@ -148,6 +176,17 @@ class Contours(Denoising):
             down_block_additional_residuals=[residual * keep for residual in down],
             mid_block_additional_residual=middle * keep,
         ).sample
+
+
+def check_size(side: int, pipeline) -> None:
+    """Raises SystemExit if a pipeline is not for pictures of `side` pixels a side: the app would give it others."""
+    factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)  # pixels a latent, per side
+    wanted = pipeline.unet.config.sample_size * factor
+    if side != wanted:
+        raise SystemExit(
+            f"error: the pictures of the data are {side} pixels a side, and the model is for {wanted}: run "
+            f"train/prepare.py with --size {wanted}, or take another base or the unet's sample_size."
+        )
 
 
 def start_of_sampling(options: DenoisingOptions, base: str = "") -> dict[str, float]:

@@ -18,13 +18,13 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from train import latents, networks
-from train.denoising import DenoisingOptions, Ip2p, start_of_sampling
+from train.denoising import DenoisingOptions, Ip2p, check_size, start_of_sampling
 from train.loop import Run, write_details
 from train.options import parse_options, run_as_command
 from train.pairs import training_pairs
@@ -37,14 +37,16 @@ class Ip2pOptions(DenoisingOptions):
     vae_dir: Annotated[Path | None, "the autoencoder, where there is no base"] = None
     unet: Annotated[dict, "UNet2DConditionModel's config, where there is no base"] = field(default_factory=dict)
     text_encoder: Annotated[dict, "CLIPTextConfig's values, where there is no base"] = field(default_factory=dict)
-    directions: Annotated[list, "what is translated"] = field(default_factory=lambda: ["ct2mr", "mr2ct"])
+    directions: Annotated[list[Literal["ct2mr", "mr2ct"]], "what is translated"] = field(
+        default_factory=lambda: ["ct2mr", "mr2ct"]
+    )
     cache: Annotated[int, "augmented samples to encode once and train on; 0: encode new ones as they come"] = 0
 
 
 def build(options: Ip2pOptions):
     """The pipeline to train: Stable Diffusion with a wider conv_in, or a fresh small one."""
     if options.base:
-        base = networks.load_pipeline(options.base)
+        base = networks.load_pipeline(options.base, options.revision, options.variant)
         networks.widen_conv_in(base.unet, 2 * base.vae.config.latent_channels)
         return networks.ip2p_pipeline(base.vae, base.text_encoder, base.tokenizer, base.unet)
     vae = networks.load_autoencoder(options.vae_dir)
@@ -58,6 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     dataset = training_pairs(options, options.directions)
     torch.manual_seed(options.seed)
     pipeline = build(options)
+    check_size(dataset.side, pipeline)
     pipeline.text_encoder.requires_grad_(options.train_text_encoder)
     run = Run(options, Ip2p(pipeline, options))
 

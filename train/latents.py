@@ -46,7 +46,7 @@ def cached(dataset: PairDataset, vae, options: Options, count: int) -> LatentDat
         "count": count,
         "data_sha256": data_sha256(options.data),
         "encoder_sha256": hashlib.sha256(weights).hexdigest(),
-        **{k: getattr(options, k) for k in ("seed", "directions", "augment", "weights", "ct_windows")},
+        **{k: getattr(options, k) for k in ("seed", "directions", "augment", "weights", "ct_windows", "samples")},
     }
     path = options.output / "latents.json"
     if not path.is_file() or json.loads(path.read_text())["key"] != key:

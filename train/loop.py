@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import json
-import math
-import shutil
 import subprocess
 import sys
 import time
@@ -19,13 +18,22 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from mediffuse import machine
 from mediffuse.translate import checkpoints
-from train.options import Options
+from train import compute
+from train.options import OptionError, Options
 from train.pairs import data_sha256
+from train.states import States
+
+TRAINED = "trained.safetensors"
+"""File in a checkpoint with the weights that are trained."""
+
+SKIPPED = 10
+"""Steps in a row without finite gradients after which a run stops; fp16 begins with some of them."""
 
 
 class Run:
@@ -38,13 +46,19 @@ class Run:
 
     def __init__(self, options: Options, objective: torch.nn.Module) -> None:
         self.options = options
-        options.output.mkdir(parents=True, exist_ok=True)
+        if options.patience and not (options.best and options.validate_every):
+            raise OptionError("patience needs best, the figure that is judged by, and validate_every.")
+        if options.best and not options.validate_images:
+            raise OptionError("best needs validations: give validate_images above 0.")
+        compute.refuse_sharding()
+        compute.set_up(objective, options)
         precision = options.mixed_precision
         cuda = torch.cuda.is_available()
         if cuda:
             # What is not in half precision may use TF32. Tensor cores want channels last. cuDNN's benchmark stays off:
             # the parts of a batch of train/onestep.py have ever other sizes.
-            torch.set_float32_matmul_precision("high")
+            torch.set_float32_matmul_precision("high" if options.tf32 else "highest")
+            torch.backends.cudnn.allow_tf32 = options.tf32
             objective.to(memory_format=torch.channels_last)
         elif precision == "bf16" and not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
             # emulated: 43 s a step of the autoencoder on two AVX2 cores, and 1.3 s in full precision
@@ -53,21 +67,25 @@ class Run:
         self.accelerator = Accelerator(
             mixed_precision=precision,
             gradient_accumulation_steps=options.gradient_accumulation,
-            log_with="tensorboard",
+            log_with=compute.trackers(options),
             project_config=ProjectConfiguration(str(options.output), logging_dir=str(options.output / "logs")),
         )
         set_seed(options.seed)
         parameters = [p for p in objective.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            parameters, lr=options.learning_rate, weight_decay=options.weight_decay, fused=cuda or None
-        )
-        self.model, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        self.states = self._open(objective)
+        self.model, self.optimizer = self.accelerator.prepare(objective, compute.optimizer(parameters, options))
+        self.schedule = compute.schedule(options)
         self.parameters = parameters
         self.ema = EMAModel(parameters, decay=options.ema_decay, min_decay=0.0, foreach=cuda)
-        self.ema.to(self.accelerator.device)
+        self.ema_device = torch.device("cpu") if options.ema_on_cpu else self.accelerator.device
+        self.ema.to(self.ema_device)
         self.accelerator.register_for_checkpointing(self.ema)
+        self.accelerator.register_save_state_pre_hook(self._write_trained)
+        self.accelerator.register_load_state_pre_hook(self._read_trained)
+        self.skipped = 0  # steps in a row
         # Now: the code may change while this runs.
         self.commit = _commit()
+        self.stopped = False  # by its patience
         self.steps = options.steps  # of the whole run: fewer once its time limit has ended it
         self.elapsed = 0.0  # seconds of training, of resumed runs too
         self.saved = 0.0  # seconds of training in the newest checkpoint
@@ -81,13 +99,16 @@ class Run:
     ) -> None:
         """Train to `options.steps` or `options.time_limit`, then save the averaged weights with `save(output)`."""
         o, accelerator = self.options, self.accelerator
-        step = self._resume() if o.resume else 0
+        step = self._resume()
         if accelerator.is_main_process:
             self._describe()
             for name in ("log.csv", "validation.csv") if step == 0 else ():
                 (o.output / name).unlink(missing_ok=True)  # of a run before this one
-        accelerator.init_trackers("mediffuse")
+        accelerator.init_trackers("mediffuse", {k: str(v) for k, v in _plain_options(o).items()})
+        self.stopped = self._lost_patience(step)
         bar = tqdm(total=o.steps, initial=step, disable=not accelerator.is_main_process, desc=str(o.output))
+        if step and self._due(step) and not _has_row(o.output / "validation.csv", step):
+            self._validate(validate, save, step)  # it was cut between the checkpoint and this
         started, losses = time.perf_counter() - self.elapsed, []
         for batch in self._loader(dataset, step):
             if self._over(step):
@@ -96,29 +117,31 @@ class Run:
             if not accelerator.sync_gradients:
                 continue
             step += 1
-            self.ema.step(self.parameters)
+            if self.skipped == 0:
+                self._average()
+            elif self.skipped >= SKIPPED:
+                raise SystemExit(
+                    f"error: the gradients of {SKIPPED} steps in a row, up to step {step}, are not finite. Lower "
+                    "--learning-rate, or use --mixed-precision no; the run goes on from its last checkpoint."
+                )
             loss, self.elapsed = self._mean(torch.stack(losses).mean(), time.perf_counter() - started)
             losses = []
-            if not math.isfinite(loss):
-                raise SystemExit(
-                    f"The loss is {loss} at step {step}. Lower --learning-rate, or use --mixed-precision no."
-                )
             bar.update()
             bar.set_postfix(loss=f"{loss:.4f}")
             over = self._over(step)
             if step % o.log_every == 0 or over:
                 self._log("log.csv", step, loss=loss, rate=self.rate(step), seconds=self.elapsed)
-            if not over and o.validate_every and step % o.validate_every == 0:
-                self._validate(validate, step)
             late = o.checkpoint_seconds and self.elapsed - self.saved >= o.checkpoint_seconds
-            if step % o.checkpoint_every == 0 or late or over:
+            if step % o.checkpoint_every == 0 or late or over or self._due(step):
                 self._checkpoint(step)
+            if not over and self._due(step):
+                self._validate(validate, save, step)
         bar.close()
         self.steps = step
         self.ema.copy_to(self.parameters)
         if accelerator.is_main_process:
             save(o.output)
-            self._log("validation.csv", step, **validate())
+            self._judge(validate(), save, step)
         accelerator.wait_for_everyone()
         accelerator.end_training()
 
@@ -135,17 +158,25 @@ class Run:
         """Learn from the batch of a `number` within its step; its loss ()."""
         o, accelerator = self.options, self.accelerator
         seed = (o.seed, step, number, accelerator.process_index)
-        generator = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        drawn = int(np.random.SeedSequence(seed).generate_state(1)[0])
+        generator = torch.Generator().manual_seed(drawn)
+        torch.manual_seed(drawn)  # dropout's
         with accelerator.accumulate(self.model):
             with accelerator.autocast():
                 loss = self.model(batch, generator)
             accelerator.backward(loss)
+            finite = True
             if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(self.parameters, o.max_grad_norm)
+                finite = bool(accelerator.clip_grad_norm_(self.parameters, o.max_grad_norm).isfinite())
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate(step)
-            self.optimizer.step()
+            if finite or accelerator.scaler:  # the scaler skips such steps itself, and learns from them
+                self.optimizer.step()
             self.optimizer.zero_grad()
+        if accelerator.sync_gradients:
+            self.skipped = 0 if finite else self.skipped + 1
+            if not finite:
+                tqdm.write(f"step {step + 1}: the gradients are not finite, so it is skipped", file=sys.stderr)
         return loss.detach()
 
     def _mean(self, loss: torch.Tensor, seconds: float) -> tuple[float, float]:
@@ -153,36 +184,65 @@ class Run:
         both = torch.stack([loss.float(), loss.new_tensor(seconds, dtype=torch.float32)])
         return tuple(self.accelerator.reduce(both, "mean").tolist())
 
+    def _average(self) -> None:
+        """A step of the averaged weights; those on the CPU visit the GPU for it."""
+        self.ema.to(self.accelerator.device)
+        self.ema.step(self.parameters)
+        self.ema.to(self.ema_device)
+
     def _time_share(self) -> float:
         """Share of the time limit that has passed; 0 where there is none."""
         return self.elapsed / self.options.time_limit if self.options.time_limit else 0.0
 
     def _over(self, step: int) -> bool:
-        return step >= self.options.steps or self._time_share() >= 1
+        return step >= self.options.steps or self._time_share() >= 1 or self.stopped
 
     def rate(self, step: int) -> float:
-        """Learning rate at a step: linear warmup, then half a cosine to 0.
+        """Learning rate at a step, by the schedule that the options name."""
+        return self.schedule(step, self._time_share())
 
-        The cosine follows the share of the steps or of the time limit that has passed, whichever is more.
-        """
-        o = self.options
-        if step < o.warmup:
-            return o.learning_rate * (step + 1) / o.warmup
-        share = max((step - o.warmup) / max(1, o.steps - o.warmup), self._time_share())
-        return o.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-
-    def _validate(self, validate: Callable[[], dict], step: int) -> None:
+    def _validate(self, validate: Callable[[], dict], save: Callable[[Path], None], step: int) -> None:
         self.ema.store(self.parameters)
         self.ema.copy_to(self.parameters)
         if self.accelerator.is_main_process:
-            self._log("validation.csv", step, **validate())
+            self._judge(validate(), save, step)
         self.ema.restore(self.parameters)
         self.accelerator.wait_for_everyone()
+        self.stopped = self._lost_patience(step)
+
+    def _judge(self, figures: dict, save: Callable[[Path], None], step: int) -> None:
+        """Log the figures of a validation, and keep the model where it is the best so far."""
+        name = self.options.best
+        if name:
+            before = self._judged(step - 1)
+            if not before or _goodness(name, figures[name]) > max(before.values()):
+                save(self.options.output / "best")
+        self._log("validation.csv", step, **figures)
+
+    def _judged(self, step: int) -> dict[int, float]:
+        """How good the model was at its validations up to `step`, more being better."""
+        path, name = self.options.output / "validation.csv", self.options.best
+        rows = csv.DictReader(path.open()) if path.is_file() else []
+        return {int(row["step"]): _goodness(name, float(row[name])) for row in rows if int(row["step"]) <= step}
+
+    def _lost_patience(self, step: int) -> bool:
+        """Whether `patience` validations up to `step` were no better than one before; the first process knows."""
+        o = self.options
+        if not (o.patience and o.best and step):
+            return False
+        judged = self._judged(step) if self.accelerator.is_main_process else {}
+        best = max(judged, key=lambda at: (judged[at], -at), default=step)
+        late = torch.tensor(float(sum(at > best for at in judged) >= o.patience), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(late, "sum"))
 
     def _log(self, name: str, step: int, **values: float) -> None:
+        pictures = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+        values = {name: value for name, value in values.items() if name not in pictures}
         if not values:
             return
         self.accelerator.log(values, step=step)
+        for tracker in self.accelerator.trackers if pictures else ():
+            tracker.log_images(pictures, step, **({"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}))
         if not self.accelerator.is_main_process:
             return
         path = self.options.output / name
@@ -195,38 +255,71 @@ class Run:
         if name == "validation.csv":
             tqdm.write(f"step {step}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
 
-    def _checkpoints(self) -> list[Path]:
-        found = self.options.output.glob("checkpoint-*")
-        return sorted((p for p in found if (p / "step.json").exists()), key=lambda p: int(p.name.split("-")[1]))
+    def _due(self, step: int) -> bool:
+        """Whether a validation follows a step."""
+        return bool(self.options.validate_every) and step % self.options.validate_every == 0
+
+    def _open(self, objective: torch.nn.Module) -> States:
+        """The checkpoints in the output folder. Raises SystemExit if they are of another run."""
+        o = self.options
+        identity = {
+            "options": _plain_options(o),
+            "data_sha256": data_sha256(o.data),
+            "frozen_weights_sha256": _sha256([p for p in objective.parameters() if not p.requires_grad]),
+            "processes": self.accelerator.num_processes,
+        }
+        states = States(o.output, identity, _plain_options(type(o)()))
+        if self.accelerator.is_main_process:
+            o.output.mkdir(parents=True, exist_ok=True)
+            if o.overwrite:
+                states.remove()
+        self.accelerator.wait_for_everyone()
+        states.refuse_others()
+        return states
 
     def _checkpoint(self, step: int) -> None:
-        folder = self.options.output / f"checkpoint-{step}"
-        self.accelerator.save_state(str(folder))
         self.saved = self.elapsed
-        if self.accelerator.is_main_process:
-            # Written last: a checkpoint without it was cut short and is not resumed from.
-            self.peak_memory = max(self.peak_memory, machine.peak_mib())
-            state = {"step": step, "seconds": self.elapsed, "peak_memory_mib": self.peak_memory}
-            (folder / "step.json").write_text(json.dumps(state))
-            for old in self._checkpoints()[: -self.options.keep_checkpoints]:
-                shutil.rmtree(old)
+        self.peak_memory = max(self.peak_memory, machine.peak_mib())
+        state = {"seconds": self.elapsed, "peak_memory_mib": self.peak_memory, "skipped": self.skipped}
+        main, wait = self.accelerator.is_main_process, self.accelerator.wait_for_everyone
+        self.states.write(step, state, lambda folder: self.accelerator.save_state(str(folder)), main, wait)
+        if main:
+            self.states.rotate(step, self.options.keep_checkpoints)
 
     def _resume(self) -> int:
-        found = self._checkpoints()
-        if not found:
+        say = self.accelerator.print
+        state = self.states.load(lambda folder: self.accelerator.load_state(str(folder)), say)
+        if not state:
             return 0
-        self.accelerator.load_state(str(found[-1]))
-        self.ema.to(self.accelerator.device)  # loaded to the CPU
-        state = json.loads((found[-1] / "step.json").read_text())
-        step = state["step"]
+        self.ema.to(self.ema_device)  # loaded to the CPU
         self.elapsed, self.peak_memory = state.get("seconds", 0.0), state.get("peak_memory_mib", 0.0)
-        self.saved = self.elapsed
-        self.accelerator.print(f"Resuming from {found[-1]} at step {step}.")
-        return step
+        self.saved, self.skipped = self.elapsed, state.get("skipped", 0)
+        before = state.get("identity", {}).get("options", {}).get("steps", self.options.steps)
+        if before != self.options.steps:
+            say(f"steps was {before} and is {self.options.steps}: the learning rate goes on as these want it.")
+        return state["step"]
+
+    def _trained(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint holds of the model: all but the frozen parts, which come from where they came from."""
+        model = self.accelerator.unwrap_model(self.model)
+        frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+        return {name: value for name, value in model.state_dict().items() if name not in frozen}
+
+    def _write_trained(self, models: list, weights: list, folder: str) -> None:
+        weights.clear()
+        if self.accelerator.is_main_process:
+            save_file({k: v.contiguous() for k, v in self._trained().items()}, Path(folder) / TRAINED)
+
+    def _read_trained(self, models: list, folder: str) -> None:
+        models.clear()
+        saved, own = load_file(Path(folder) / TRAINED), self._trained()
+        if saved.keys() != own.keys():
+            raise ValueError(f"{folder} has other weights than are trained.")
+        self.accelerator.unwrap_model(self.model).load_state_dict(saved, strict=False)
 
     def _describe(self) -> None:
         """Write the command, commit, data hash and options beside the checkpoints."""
-        text = yaml.safe_dump({k: _plain(v) for k, v in dataclasses.asdict(self.options).items()}, sort_keys=False)
+        text = yaml.safe_dump(_plain_options(self.options), sort_keys=False)
         (self.options.output / "options.yaml").write_text(text)
         (self.options.output / "training.json").write_text(json.dumps(self.provenance(), indent=2) + "\n")
 
@@ -275,11 +368,28 @@ def write_details(folder: Path, run: Run, *bases: str | Path | None, **details) 
         writer.writerows([training["stage"], step, loss] for step, loss in losses.items() if step <= run.steps)
 
 
+def _goodness(name: str, figure: float) -> float:
+    return -figure if name.endswith("lpips") else figure
+
+
 def _commit() -> str | None:
     command = ["git", "rev-parse", "HEAD"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=Path(__file__).parent)
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _plain(value):
-    return str(value) if isinstance(value, Path) else value
+def _plain_options(options: Options) -> dict:
+    """Options as JSON and YAML hold them."""
+    values = dataclasses.asdict(options).items()
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values}
+
+
+def _sha256(tensors: list[torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _has_row(path: Path, step: int) -> bool:
+    return path.is_file() and any(int(row["step"]) == step for row in csv.DictReader(path.open()))

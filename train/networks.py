@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -19,6 +21,7 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from mediffuse.translate import checkpoints
+from train.options import OptionError
 
 SCHEDULE = {
     "beta_start": 0.00085,
@@ -39,6 +42,17 @@ def schedule(prediction: str = "v_prediction") -> DDIMScheduler:
     return DDIMScheduler(prediction_type=prediction, rescale_betas_zero_snr=prediction == "v_prediction", **SCHEDULE)
 
 
+@contextlib.contextmanager
+def told(option: str) -> Iterator[None]:
+    """Raises SystemExit, naming the option with the config, where a network cannot be built of it."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        missing = f"it needs {error}" if isinstance(error, KeyError) else error
+        raise SystemExit(f"error: no network can be made of the option {option}: {missing}") from error
+
+
+@told("autoencoder")
 def autoencoder(config: dict) -> AutoencoderKL:
     levels = len(config["block_out_channels"])
     return AutoencoderKL(
@@ -49,6 +63,7 @@ def autoencoder(config: dict) -> AutoencoderKL:
     )
 
 
+@told("unet")
 def unet(config: dict, vae: AutoencoderKL, text: CLIPTextModel, image_conditioned: bool) -> UNet2DConditionModel:
     """A UNet over `vae`'s latents; `image_conditioned` doubles its input channels."""
     channels = vae.config.latent_channels
@@ -78,6 +93,7 @@ def byte_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=[], model_max_length=77)
 
 
+@told("text_encoder")
 def text_encoder(config: dict, tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return CLIPTextModel(
         CLIPTextConfig(
@@ -148,9 +164,43 @@ def controlnet(unet: UNet2DConditionModel, embedding_channels: list[int]) -> Con
     return model
 
 
-def load_pipeline(source: str) -> DiffusionPipeline:
+def add_lora(unet: UNet2DConditionModel, rank: int) -> None:
+    """Let a UNet learn low-rank changes of its attention (Hu et al., arXiv 2106.09685) and conv_in alone.
+
+    Raises OptionError without peft, or if the UNet has no attention.
+    """
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise OptionError("lora_rank needs the package peft: pip install peft") from error
+    if not any(name.endswith("to_q") for name, _ in unet.named_modules()):
+        raise OptionError("lora_rank needs a UNet with attention, and this one has none.")
+    unet.requires_grad_(False)
+    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    unet.conv_in.requires_grad_(True)  # its channels of the input image begin at zero
+
+
+def plain(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """A UNet as it is, or if it has low-rank changes a copy with them in its weights."""
+    if not getattr(unet, "peft_config", None):
+        return unet
+    merged = copy.deepcopy(unet)
+    merged.fuse_lora()
+    merged.unload_lora()
+    return merged
+
+
+def load_pipeline(source: str, revision: str = "", variant: str = "") -> DiffusionPipeline:
     """The pipeline in a folder or on the hub, to go on training from, in full precision."""
-    return DiffusionPipeline.from_pretrained(source, safety_checker=None, dtype=torch.float32)
+    try:
+        return DiffusionPipeline.from_pretrained(
+            source, safety_checker=None, dtype=torch.float32, revision=revision or None, variant=variant or None
+        )
+    except Exception as error:  # diffusers, safetensors, the hub and json each have their own
+        raise SystemExit(
+            f"error: --base {source} cannot be loaded: it is neither a whole pipeline's folder nor one on the hub that "
+            f"can be reached ({type(error).__name__})."
+        ) from error
 
 
 def load_autoencoder(folder: Path | None) -> AutoencoderKL:
@@ -166,6 +216,7 @@ def save_half(pipeline, folder: Path, largest_mib: float = 0, sharp: UNet2DCondi
     `largest_mib`: no file is larger than this, so parts come in several; 0: a file for each part.
     `sharp`: the UNet of the sharp variant, saved as that variant beside the pipeline's own.
     """
+    own, pipeline.unet = pipeline.unet, plain(pipeline.unet)
     kept = {name: part.dtype for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
     state = {name: {k: v.clone() for k, v in getattr(pipeline, name).state_dict().items()} for name in kept}
     pipeline.to(dtype=torch.float16)
@@ -173,8 +224,9 @@ def save_half(pipeline, folder: Path, largest_mib: float = 0, sharp: UNet2DCondi
     largest = int(largest_mib * 2**20) - header if largest_mib else None
     pipeline.save_pretrained(folder, max_shard_size=largest)
     if sharp:
-        half = copy.deepcopy(sharp).half()
+        half = copy.deepcopy(plain(sharp)).half()
         half.save_pretrained(folder / "unet", variant=checkpoints.SHARP, max_shard_size=largest or "10GB")
     for name, dtype in kept.items():
         part = getattr(pipeline, name).to(dtype=dtype)
         part.load_state_dict(state[name])
+    pipeline.unet = own

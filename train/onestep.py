@@ -26,9 +26,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mediffuse.translate import checkpoints
 from train import networks
-from train.denoising import Contours, Denoising, DenoisingOptions, Ip2p, select, start_of_sampling
+from train.denoising import Contours, Denoising, DenoisingOptions, Ip2p, check_size, select, start_of_sampling
 from train.loop import Run, write_details
-from train.options import parse_options, run_as_command
+from train.options import Share, parse_options, run_as_command
 from train.pairs import training_pairs
 from train.pixels import Critic, PixelLoss, PixelOptions, limited, random_part
 from train.validate import validate_pipeline
@@ -44,9 +44,9 @@ class OneStepOptions(PixelOptions, DenoisingOptions):
     sharp: Annotated[bool, "train a UNet of the sharp variant's own, and nothing else"] = False
     critic_share: Annotated[float, "gradient of the critic's verdict over that of the other losses; 0: no critic"] = 0.0
     critic_ramp: Annotated[int, "steps until the critic has that share"] = 300
-    keep_share: Annotated[float, "share of samples that go on denoising, by the next three options, too"] = 0.2
+    keep_share: Annotated[float, "share of samples that go on denoising, by the next three options, too", Share] = 0.2
     keep_weight: Annotated[float, "of their loss, which is in latents"] = 0.25
-    zero_share: Annotated[float, "of the samples that go on denoising, those from zero latents"] = 0.0
+    zero_share: Annotated[float, "of the samples that go on denoising, those from zero latents", Share] = 0.0
     terminal_share: Annotated[float, "of the samples that go on denoising, those at the last timestep from noise"] = (
         0.25
     )
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.sharp and options.train_decoder:
         raise SystemExit("--sharp leaves the decoder as it is, for Fast needs it too: give --train-decoder false.")
     torch.manual_seed(options.seed)
-    pipeline = networks.load_pipeline(options.base)
+    pipeline = networks.load_pipeline(options.base, options.revision, options.variant)
     if options.vae_dir:
         vae = networks.load_autoencoder(options.vae_dir)
         if vae.config.latent_channels != pipeline.vae.config.latent_channels:
@@ -129,6 +129,9 @@ def main(argv: list[str] | None = None) -> None:
         pipeline.unet.requires_grad_(options.train_unet)
     thresholds = checkpoint.thresholds if contours else None
     dataset = training_pairs(options, details["directions"], thresholds)
+    check_size(dataset.side, pipeline)
+    if options.crop > dataset.side:
+        raise SystemExit(f"error: crop is {options.crop}, and the pictures are {dataset.side} pixels a side.")
     pipeline.text_encoder.requires_grad_(options.train_text_encoder)
     own, sharp = pipeline.unet, None
     if options.sharp:

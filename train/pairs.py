@@ -55,8 +55,19 @@ class PairDataset(Dataset):
         self.rows = list(rows_for(read_rows(self.folder), directions))
         if not self.rows:
             raise DatasetError(f"{self.folder} has no pairs for {', '.join(directions)}. Run train/prepare.py first.")
+        self.side = read_pair(self.folder, self.rows[0])[0].shape[0]  # pixels
         weight = np.array([_weight(row, weights or {}) for row in self.rows], float)
+        if not weight.sum() > 0:
+            raise DatasetError("weights leaves no pairs to train on: it gives 0 to all of them.")
         self.shares = weight / weight.sum()
+
+    def take(self, count: int) -> None:
+        """Draw from `count` of the pairs alone."""
+        chosen = np.random.default_rng(self.seed).choice(
+            len(self.rows), min(count, np.count_nonzero(self.shares)), replace=False, p=self.shares
+        )
+        self.rows, shares = [self.rows[i] for i in chosen], self.shares[chosen]
+        self.shares = shares / shares.sum()
 
     def __len__(self) -> int:
         return ENDLESS
@@ -85,8 +96,14 @@ class PairDataset(Dataset):
 
 
 def training_pairs(options: Options, directions: list[str], thresholds: Thresholds | None = None) -> PairDataset:
-    """The samples that the options ask a trainer to learn from."""
-    return PairDataset(
+    """The samples that the options ask a trainer to learn from.
+
+    Raises DatasetError if there are none, or none to validate on.
+    """
+    check_val(options, directions)
+    if options.best and not options.best.startswith(tuple(directions)):
+        raise DatasetError(f"best is {options.best}, and what is trained is {', '.join(directions)}.")
+    dataset = PairDataset(
         options.data,
         "train",
         tuple(directions),
@@ -96,6 +113,23 @@ def training_pairs(options: Options, directions: list[str], thresholds: Threshol
         thresholds=thresholds,
         ct_windows=options.ct_windows,
     )
+    if options.samples:
+        dataset.take(options.samples)
+    return dataset
+
+
+def check_val(options: Options, directions: list[str]) -> None:
+    """Raises DatasetError if the val split is wanted, but missing or without pairs for one of `directions`."""
+    if not options.validate_images:
+        return
+    folder = options.data / "val"
+    rows = read_rows(folder) if (folder / "metadata.jsonl").is_file() else []
+    for direction in directions:
+        if next(rows_for(rows, (direction,)), None) is None:
+            raise DatasetError(
+                f"{folder} has no pairs for {direction} to validate on. Run train/prepare.py with --val above 0, or "
+                "give --validate-images 0."
+            )
 
 
 def data_sha256(data: Path) -> str | None:

@@ -23,7 +23,7 @@ class PixelOptions:
     ssim_weight: Annotated[float, "of 1 - SSIM"] = 0.0
     lpips_weight: Annotated[float, "of LPIPS"] = 0.0
     lpips: Annotated[Path | None, "weights of tools/lpips_weights.py: VGG16's, since AlexNet's judge"] = None
-    window_weights: Annotated[list, "of the loss of the full, tissue and brain window"] = field(
+    window_weights: Annotated[list[float], "of the loss of the full, tissue and brain window"] = field(
         default_factory=lambda: [1.5, 0.9, 0.6]
     )
 
@@ -102,6 +102,8 @@ def limited(loss: torch.Tensor, adversarial: torch.Tensor, prediction: torch.Ten
 
 def weighted_windows(weights: list) -> torch.Tensor:
     """Loss weights of the colour channels, i.e. of the HU windows, as (3, 1, 1) of mean 1."""
+    if len(weights) != 3 or not sum(weights):
+        raise DatasetError(f"window_weights is {weights}, and should be three numbers that are not all 0.")
     values = torch.tensor(weights, dtype=torch.float32)
     return (values / values.mean())[:, None, None]
 

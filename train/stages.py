@@ -44,11 +44,12 @@ def run(words: list[str]) -> float:
     return time.perf_counter() - started
 
 
-def prepare(inputs: list[Path], output: Path, options: dict) -> None:
-    """Write the dataset that the stages read, from raw scans."""
+def prepare(inputs: dict[str, list[Path]], output: Path, options: dict) -> None:
+    """Write the dataset that the stages read, from raw scans by prepare.py's option."""
     words = ["python", "train/prepare.py", "--output", str(output)]
-    for path in inputs:
-        words += ["--input", str(path.resolve())]
+    for option, paths in inputs.items():
+        for path in paths:
+            words += [option, str(path.resolve())]
     for name, value in options.items():
         words += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
     run(words)
@@ -79,6 +80,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=ROOT / "train" / "configs" / "mini_gpu.yaml")
     parser.add_argument("--input", action="append", default=[], type=Path, help="raw scans, as train/prepare.py's")
+    parser.add_argument(
+        "--ct-only", action="append", default=[], type=Path, help="CT without MRI, as train/prepare.py's"
+    )
     args = parser.parse_args(argv)
     config = yaml.safe_load(args.config.read_text())
     for options in (*config.values(), *config["stages"].values()):
@@ -88,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
     if not (data / "train" / "metadata.jsonl").is_file():
         if not args.input:
             parser.error(f"There is no dataset in {data}: give --input, the raw scans.")
-        prepare(args.input, data, config["prepare"])
+        prepare({"--input": args.input, "--ct-only": args.ct_only}, data, config["prepare"])
     path = args.config.resolve()
     path = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
     for name, options in config["stages"].items():

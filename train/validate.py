@@ -20,7 +20,7 @@ from train.pairs import single_window
 
 
 @torch.no_grad()
-def validate(predict_for: Callable[[str], Predict], options: Options, directions: list[str]) -> dict[str, float]:
+def validate(predict_for: Callable[[str], Predict], options: Options, directions: list[str]) -> dict:
     """PSNR and SSIM by protocol "paper", LPIPS and sharpness on central axial T1 pairs of the val split, where it
     has some."""
     figures, folder = {}, options.data / "val"
@@ -28,10 +28,26 @@ def validate(predict_for: Callable[[str], Predict], options: Options, directions
         rows = list(rows_for(read_rows(folder), (direction,))) if (folder / "metadata.jsonl").is_file() else []
         if not rows or not options.validate_images:
             continue
-        results = score_rows(folder, central_rows(rows)[: options.validate_images], predict_for(direction))
+        pictures: list[np.ndarray] = []
+        predict = watched(predict_for(direction), pictures, options.validate_pictures)
+        results = score_rows(folder, central_rows(rows)[: options.validate_images], predict)
         means = next(s for s in summarise(results) if s["protocol"] == "paper")
         figures |= {f"{direction}_{name}": means[name] for name in ("psnr", "ssim", "lpips", "sharpness")}
+        if pictures:
+            figures[f"{direction}_pictures"] = np.stack(pictures)
     return figures
+
+
+def watched(predict: Predict, pictures: list[np.ndarray], count: int) -> Predict:
+    """`predict`, which keeps its first `count` inputs beside its outputs, (S, 2S, 3) in [0, 1], in `pictures`."""
+
+    def run(source: np.ndarray, row: dict) -> np.ndarray:
+        made = predict(source, row)
+        if len(pictures) < count:
+            pictures.append(np.concatenate([source, made.mean(0)], 1).clip(0, 1))
+        return made
+
+    return run
 
 
 def validate_pipeline(

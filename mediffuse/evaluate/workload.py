@@ -12,7 +12,7 @@ from mediffuse.dataset import DatasetError, Row, read_rows, rows_for
 from mediffuse.evaluate import fid
 from mediffuse.evaluate.candidates import Model, Sources, baselines, unique_names
 from mediffuse.evaluate.measure import Pairs, Truths
-from mediffuse.prepare import LEFT_OUT, SPLITS, LayoutError, Plan, prepare
+from mediffuse.prepare import SPLITS, LayoutError, Plan, left_out, prepare
 from mediffuse.translate import Settings
 
 
@@ -145,8 +145,8 @@ def _prepare_once(
             found, warnings = {}, []
             for given, name in names.items():
                 wild = given != str(args.data)
-                found[given], left_out = _prepared(Path(given), name, args, None if wild else splits)
-                warnings += left_out
+                found[given], missing = _prepared(Path(given), name, args, None if wild else splits)
+                warnings += missing
             outcome = [(found, warnings)]
         except (DatasetError, LayoutError, OSError) as error:
             outcome = [DatasetError(str(error))]
@@ -175,9 +175,7 @@ def _prepared(given: Path, name: str, args: argparse.Namespace, splits: list[str
     made = prepare([given], output, Plan((args.plane,), args.around, contrast=args.contrast, split=split))
     if not set(made) - {"unpaired"}:
         raise DatasetError(f"{given} holds no pairs of CT and MRI.")
-    left_out = output / LEFT_OUT
-    lines = left_out.read_text(encoding="utf-8").splitlines() if left_out.is_file() else []
-    return output, [f"{line}: left out" for line in lines]
+    return output, [f"{line} (left out)" for line in left_out(output)]
 
 
 def _chosen(folder: Path, args: argparse.Namespace) -> list[Row]:

@@ -19,9 +19,16 @@ AIR_HU = -1000.0
 TISSUE_HU, BONE_HU = -300.0, 300.0
 """What is over the first is tissue, and under it air: around the head and in its sinuses. Bone is over the second."""
 
-MR_PERCENTILES = (0.0, 99.95)
-"""MRI has no units: these percentiles of the volume become 0 and 1. The published data are scaled
-by minimum and maximum; the upper percentile only keeps single bright voxels out."""
+MR_WHITE = 99.95
+"""MRI has no units: its background becomes 0, and this percentile of the volume 1. The published data are scaled
+by minimum and maximum; what follows only keeps out what is no signal."""
+
+DARK_OUTLIERS, BRIGHT_OUTLIERS = 0.25, 6.0
+"""Below the 1st percentile by this share of the range, or above the 99.5th by this factor, a voxel is no signal.
+In the example scan, and in Colin27's T1, the darkest is at 0.015, and white at 1.24 at the most."""
+
+FILLED_SHARE = 0.02
+"""Share of a scan's border from which on one exact value is not there by chance."""
 
 MR_OUTPUT_LIMITS = (0.0, 255.0)
 """Arbitrary units of a synthetic MRI: black and white."""
@@ -64,11 +71,37 @@ def decode_ct(image: np.ndarray) -> np.ndarray:
 
 
 def mr_limits(voxels: np.ndarray) -> tuple[float, float]:
-    """The MR values that become 0 and 1 in the model image (`MR_PERCENTILES` of `voxels`)."""
-    low, high = np.percentile(voxels, MR_PERCENTILES)
-    if high <= low:
-        low, high = float(voxels.min()), float(voxels.max())
-    return float(low), float(max(high, low + 1e-6))
+    """The MR values that become 0 and 1 in the model image: the darkest, and the brightest but for `MR_WHITE`, without
+    outliers. A few negative voxels are outliers where the air is not negative."""
+    dark, bright = np.percentile(some(voxels), (1, 99.5))
+    black, white = float(voxels.min()), float(np.percentile(voxels, MR_WHITE))
+    most = dark + BRIGHT_OUTLIERS * (bright - dark)
+    if white > most > dark:
+        white = float(np.percentile(voxels[voxels <= most], MR_WHITE))
+    least = 0.0 if black < 0 <= dark else dark - DARK_OUTLIERS * (white - dark)
+    if black < least and white > dark:
+        black = float(voxels[voxels >= least].min())
+    if white <= black:
+        black, white = float(voxels.min()), float(voxels.max())
+    return black, max(white, black + 1e-6)
+
+
+def fillers(voxels: np.ndarray) -> np.ndarray:
+    """Values that fill a part of the border of `voxels` (2D or 3D) without noise, commonest first: masked air, or what
+    a scanner or a resampling put where nothing was measured. The ends of the shortest of three axes show the head."""
+    axes = np.argsort(voxels.shape, kind="stable")[-2:]
+    # Indexed, for np.take copies all of an array that lies as in a file.
+    border = np.concatenate([np.moveaxis(voxels, axis, 0)[end].ravel() for axis in axes for end in (0, -1)])
+    values, counts = np.unique(border, return_counts=True)
+    beside = np.maximum(np.append(counts[1:], 0), np.append(0, counts[:-1]))
+    found = (counts >= FILLED_SHARE * border.size) & (counts > 4 * beside)
+    return values[found][np.argsort(-counts[found], kind="stable")]
+
+
+def some(voxels: np.ndarray, most: int = 2_000_000) -> np.ndarray:
+    """About `most` of the voxels at the most, evenly spread, in one dimension."""
+    step = max(1, int(np.ceil((voxels.size / most) ** (1 / max(1, voxels.ndim)))))
+    return voxels[tuple(np.s_[::step] for _ in range(voxels.ndim))].ravel()
 
 
 def encode_mr(mr: np.ndarray, limits: tuple[float, float]) -> np.ndarray:

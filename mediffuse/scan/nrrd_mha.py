@@ -1,4 +1,4 @@
-"""NRRD and MetaImage (.mha): a header in text, and the voxels behind it in the same file.
+"""NRRD and MetaImage: a header in text, and the voxels behind it or (.nhdr, .mhd) in a file beside it.
 
 Read here rather than by ITK, whose readers open whatever file a header names, and crash on malformed ones. A header is
 parsed once, strictly, and nothing but what was parsed is used. (teem.sourceforge.net/nrrd/format.html; MetaIO.)
@@ -10,7 +10,7 @@ import bz2
 import math
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 import numpy as np
@@ -74,9 +74,14 @@ def read_mha(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
 def _read(path: Path, parse) -> tuple[np.ndarray, np.ndarray, list[str]]:
     with path.open("rb") as file:
         try:
-            shape, dtype, encoding, affine, warnings = parse(_lines(file))
+            shape, dtype, encoding, affine, warnings, elsewhere = parse(_lines(file))
             check_size(shape, path.name)
-            values = _values(file, math.prod(shape) * dtype.itemsize, encoding)
+            size = math.prod(shape) * dtype.itemsize
+            if elsewhere is None:
+                values = _values(file, size, encoding)
+            else:
+                with _beside(path, elsewhere).open("rb") as data:
+                    values = _values(data, size, encoding)
         except ScanError:
             raise
         except _HeaderError as error:
@@ -95,21 +100,30 @@ def _lines(file: BinaryIO) -> Iterator[str]:
         left -= len(line)
         if left < 0:
             break
-        if not line.endswith(b"\n"):
-            raise _HeaderError("cannot be read: it is cut short in its header. Copy it again.")
-        text = line[:-1].removesuffix(b"\r").decode("latin-1")
+        if not line:  # the end of a header by itself, or of one that is cut short
+            return
+        text = line.removesuffix(b"\n").removesuffix(b"\r").decode("latin-1")
         if any(ord(c) < 32 and c != "\t" for c in text):
             raise _HeaderError("cannot be read: its header is damaged. Copy it again.")
         yield text
     raise _HeaderError("has a header far longer than a scan needs. Save it again without what was noted in it.")
 
 
-_ELSEWHERE = "is a header whose voxels are in another file. Save it as one file."
+def _beside(path: Path, name: str) -> Path:
+    """The file that a header names, in the folder of `path`. Raises _HeaderError for a path, or where it is not."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    if len(parts) != 1 or parts[0] == "..":
+        raise _HeaderError("has its voxels in several files, or in another folder. Save it as one file.")
+    found = path.parent / parts[0]
+    if not found.is_file() or found.is_symlink():
+        raise _HeaderError(f"has its voxels in {parts[0]}, which is not beside it. Give both, in one folder or zip.")
+    return found
 
 
 def _parse_nrrd(lines: Iterator[str]) -> tuple:
-    """(shape, dtype, encoding, affine, warnings) of an NRRD header; leaves its file at the voxels."""
-    if not next(lines).startswith("NRRD000"):
+    """(shape, dtype, encoding, affine, warnings, name of the file of the voxels or None) of an NRRD header; leaves its
+    file behind it."""
+    if not next(lines, "").startswith("NRRD000"):
         raise _HeaderError("cannot be read: it is no NRRD inside. Export it again.")
     fields: dict[str, str] = {}
     for line in lines:
@@ -122,8 +136,6 @@ def _parse_nrrd(lines: Iterator[str]) -> tuple:
         if not colon or name in fields:
             raise _HeaderError("cannot be read: its header is damaged. Copy it again.")
         fields[name] = value.strip()
-    if "datafile" in fields:
-        raise _HeaderError(_ELSEWHERE)
     if any(int(fields.get(skip, "0")) for skip in ("lineskip", "byteskip")):
         raise _HeaderError("has something between its header and its voxels. Save it again.")
     if fields["dimension"] != "3":
@@ -145,11 +157,13 @@ def _parse_nrrd(lines: Iterator[str]) -> tuple:
         affine[:3, 3] = _vector(fields["spaceorigin"])
     affine[:3] = _TO_RAS.get(fields.get("space", "").lower(), LPS_TO_RAS) @ affine[:3]
     dtype = np.dtype(_NRRD_TYPES[fields["type"].lower()]).newbyteorder(">" if big else "<")
-    return _shape(fields["sizes"]), dtype, encodings[fields["encoding"].lower()], affine, warnings
+    encoding = encodings[fields["encoding"].lower()]
+    return _shape(fields["sizes"]), dtype, encoding, affine, warnings, fields.get("datafile")
 
 
 def _parse_mha(lines: Iterator[str]) -> tuple:
-    """(shape, dtype, encoding, affine, warnings) of a MetaImage header; leaves its file at the voxels."""
+    """(shape, dtype, encoding, affine, warnings, name of the file of the voxels or None) of a MetaImage header; leaves
+    its file behind it."""
     fields: dict[str, str] = {}
     for line in lines:
         name, equals, value = line.partition("=")
@@ -159,8 +173,7 @@ def _parse_mha(lines: Iterator[str]) -> tuple:
         fields[name] = value
         if name == "elementdatafile":
             break
-    if fields["elementdatafile"].upper() != "LOCAL":
-        raise _HeaderError(_ELSEWHERE)
+    elsewhere = None if fields["elementdatafile"].upper() == "LOCAL" else fields["elementdatafile"]
     if int(fields.get("headersize", "0")) > 0:
         raise _HeaderError("has something between its header and its voxels. Save it again.")
     if fields["ndims"] != "3" or fields.get("elementnumberofchannels", "1") != "1":
@@ -181,7 +194,7 @@ def _parse_mha(lines: Iterator[str]) -> tuple:
     big = fields.get("binarydatabyteordermsb", fields.get("elementbyteordermsb", "False")).lower() in ("true", "1")
     dtype = np.dtype(_MHA_TYPES[fields["elementtype"].upper()]).newbyteorder(">" if big else "<")
     packed = fields.get("compresseddata", "False").lower() in ("true", "1")
-    return _shape(fields["dimsize"]), dtype, "zlib" if packed else "raw", affine, warnings
+    return _shape(fields["dimsize"]), dtype, "zlib" if packed else "raw", affine, warnings, elsewhere
 
 
 _NOT_3D = "is no 3D volume of single values. Save one volume of it and use that."

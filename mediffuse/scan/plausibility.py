@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 
 from mediffuse.image.intensity import BONE_HU
+from mediffuse.image.letterbox import resize
 
 if TYPE_CHECKING:
     from mediffuse.scan.types import Scan
@@ -20,22 +22,40 @@ BONE_SHARE = (0.09, 0.45)
 METAL_HU, METAL_ML = 3000.0, 0.1
 """Enamel, the densest tissue, stays below 3000 HU; a head with dental metal has 8 ml above."""
 
+SKULL_SHARE = 0.3
+"""Share of the outline of a head in MRI behind which there is the dark of the skull, between scalp and brain. Of 153
+axial slices of SynthRAD2023 one is below (0.17; the next 0.43), and none of those slices without their skull is above
+(at most 0.26). Colin27's T1 has 0.9, its brain alone 0.1."""
+
+BRAIN_WIDTH_MM = 155.0
+"""No brain is wider; most heads are."""
+
+FACE_MM = 20.0
+"""How far the front of a face may lie behind the front of the forehead. A whole face lies before it or up to 8 mm
+behind, faces that were cut away in SynthRAD2023 up to 40 mm."""
+
+SLAB_MM = 40.0
+"""Height of a scan of several slices below which it is a slab: the example scans are 80 mm."""
+
+CUT_SHARE = 0.25
+"""Share of a side of the scan's field of view that a head takes up where it is cut off there."""
+
 T2_ECHO_MS = 60.0
 """Spin echoes later than this are T2-weighted (T1: below 30 ms)."""
 
-BODY_PART, AGENT, ECHO = "0018|0015", "0018|0010", "0018|0081"
+BODY_PART, AGENT, ECHO = "BodyPartExamined", "ContrastBolusAgent", "EchoTime"
 TAGS = (BODY_PART, AGENT, ECHO)
 _HEADS = ("HEAD", "BRAIN", "SKULL", "CRANI", "FACE", "SINUS", "ORBIT")
 
 
 def oddities(scan: Scan) -> list[str]:
-    """Sentences for the user about body part, metal, contrast agent and MR contrast; empty if all is usual.
+    """Sentences for the user about body part, what is missing of the head, metal, contrast agent and MR contrast.
 
-    Of pictures nothing is known. A modality other than asked for is `Scan.warnings`' own.
+    Of pictures, whose mm are not known, nothing. Values are checked in `values`.
     """
     if scan.kind == "picture":
         return []
-    found = [_body_part(scan)]
+    found = [_body_part(scan) or _part_of_a_head(scan), _no_skull(scan), _no_face(scan)]
     if scan.modality == "CT":
         millilitres = np.count_nonzero(scan.voxels > METAL_HU) * float(np.prod(scan.spacing)) / 1000
         if millilitres > METAL_ML:
@@ -70,6 +90,108 @@ def _body_part(scan: Scan) -> str | None:
         if not BONE_SHARE[0] < share < BONE_SHARE[1]:
             return f"This looks like no head ({100 * share:.0f} % bone): the models know heads only."
     return None
+
+
+def _part_of_a_head(scan: Scan) -> str | None:
+    """Whether the scan shows a slab only, or a head that its sides cut off."""
+    if scan.head is None or min(scan.voxels.shape) == 1:
+        return None
+    sizes = np.array(scan.voxels.shape) * scan.spacing
+    if sizes.min() < SLAB_MM:
+        return (
+            f"This is a slab of {sizes.min():.0f} mm, and no whole head: every slice is translated by itself, but its "
+            "edges and, in an MRI, its brightness are less certain."
+        )
+    solid = scan.voxels[tuple(np.s_[:: max(1, round(2 / s))] for s in scan.spacing)] > scan.tissue
+    for axis, names in enumerate((("left", "right"), ("back", "front"))):
+        for end, name in zip((0, -1), names, strict=True):
+            side = np.moveaxis(solid, axis, 0)[end]
+            inner = np.moveaxis(solid, axis, 0)[solid.shape[axis] // 2]
+            if np.count_nonzero(side) > CUT_SHARE * max(1, np.count_nonzero(inner)):
+                return f"The head is cut off at the {name} of the scan: the result is less certain towards that side."
+    return None
+
+
+def _no_skull(scan: Scan) -> str | None:
+    """Whether an MRI shows a brain alone: no scalp and skull around it."""
+    if scan.modality != "MR" or scan.plane != "axial" or scan.head is None:
+        return None
+    if float((scan.head[1] - scan.head[0])[0] * scan.spacing[0]) > BRAIN_WIDTH_MM:
+        return None
+    shares = [_skull_share(*_outline(scan, index)) for index in _upper_levels(scan)]
+    shares = [s for s in shares if s is not None]
+    if not shares or np.median(shares) >= SKULL_SHARE:
+        return None
+    return "There is no scalp and skull around this brain: MRI to CT needs them, and will make no true skull."
+
+
+def _upper_levels(scan: Scan) -> list[int]:
+    """Axial slices through the skull's widest part: 45 to 85 mm below the top, or the middle ones."""
+    count, mm = scan.count("axial"), scan.spacing[2]
+    if count == 1:
+        return [0]
+    top = scan.head[1][2] if scan.head else count
+    levels = [round(top - depth / mm) for depth in (45, 55, 65, 75, 85)]
+    inside = [index for index in levels if 0 <= index < count]
+    return sorted(set(inside)) or [count // 2]
+
+
+def _outline(scan: Scan, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """(an axial slice at 1 mm a pixel, where its head is, bool (H, W))."""
+    from scipy import ndimage
+
+    place = scan.slice("axial", index)
+    shape = [max(2, round(n * mm)) for n, mm in zip(place.pixels.shape, place.spacing, strict=True)]
+    pixels = resize(place.pixels, tuple(shape))
+    labels, count = ndimage.label(pixels > scan.tissue)
+    if not count:
+        return pixels, np.zeros(pixels.shape, bool)
+    head = ndimage.binary_fill_holes(labels == np.bincount(labels.ravel())[1:].argmax() + 1)
+    labels, count = ndimage.label(ndimage.binary_opening(head, iterations=2))
+    return pixels, labels == np.bincount(labels.ravel())[1:].argmax() + 1 if count else head
+
+
+def _skull_share(pixels: np.ndarray, head: np.ndarray) -> float | None:
+    """Share of the outline of `head`, bool (H, W), 1 mm a pixel, behind which there is, 2 to 14 mm deep, a dark of less
+    than half of what is brighter on either side. None where the head is too small to tell."""
+    from scipy import ndimage
+
+    if np.count_nonzero(head) < 50 * 50:
+        return None
+    pixels = cv2.GaussianBlur(pixels, (0, 0), 0.7)
+    depth = cv2.GaussianBlur(ndimage.distance_transform_edt(np.pad(head, 1))[1:-1, 1:-1].astype(np.float32), (0, 0), 2)
+    inward = np.stack(np.gradient(depth))
+    rows, columns = np.nonzero(head & ~ndimage.binary_erosion(head))
+    steps = inward[:, rows, columns] / np.maximum(np.hypot(*inward[:, rows, columns]), 1e-6)
+    along = np.arange(0, 26, 0.5)
+    rays = ndimage.map_coordinates(
+        pixels - pixels.min(),
+        [rows[:, None] + steps[0][:, None] * along, columns[:, None] + steps[1][:, None] * along],
+        order=1,
+    )
+    darkest = 4 + np.argmin(rays[:, 4:29], axis=1)
+    before = np.maximum.accumulate(rays, axis=1)[np.arange(len(rays)), darkest]
+    after = np.maximum.accumulate(rays[:, ::-1], axis=1)[:, ::-1][np.arange(len(rays)), darkest]
+    return float(np.mean(rays[np.arange(len(rays)), darkest] < 0.5 * np.minimum(before, after)))
+
+
+def _no_face(scan: Scan) -> str | None:
+    """Whether the face was cut away, for privacy, below the forehead."""
+    if scan.head is None or min(scan.voxels.shape) == 1:
+        return None
+    low, high = scan.head
+    middle = slice(*(int(c) for c in np.round((low + high)[0] / 2 + np.array([-8, 9]) / scan.spacing[0])))
+    solid = (scan.voxels[middle] > scan.tissue).mean(axis=0) > 0.3
+    fronts = []
+    for above, below in ((50, 80), (110, 150)):
+        levels = slice(max(0, round(high[2] - below / scan.spacing[2])), round(high[2] - above / scan.spacing[2]))
+        reached = np.flatnonzero(solid[:, levels].any(axis=1))
+        if (high[2] - low[2]) * scan.spacing[2] < below or not reached.size:
+            return None
+        fronts.append(reached[-1] * scan.spacing[1])
+    if fronts[0] - fronts[1] < FACE_MM:
+        return None
+    return "The face seems to be cut away (made anonymous): it will be missing in the result, too."
 
 
 def _number(text: str | None) -> float | None:

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.spaces import vox2out_vox
 
-from mediffuse.scan.types import MAX_VOXELS, Scan, check_size
+from mediffuse.scan.types import MAX_VOXELS, Scan, ScanError, check_size
 
 OBLIQUE_DEGREES = 20.0
 """From this angle between the scan's axes and the patient's on, slices are taken on a grid along the
@@ -18,8 +18,8 @@ patient's axes: the models know heads that lie about straight."""
 SLAB_MM = 60.0
 """A scan thinner than this stays on its own axes: slices across it would show strips of the head."""
 
-REGISTRATION_MM, MAX_REGISTERED = 3.0, 400**3
-"""Side of the cubic voxels on which scans are registered, and their number at most: 1.2 m each way."""
+REGISTRATION_MM, MAX_REGISTERED = 3.0, 256**3
+"""Side of the cubic voxels on which scans are registered, and their number at most: 0.77 m each way."""
 
 
 def straightened(scan: Scan) -> Scan:
@@ -55,6 +55,7 @@ def registered(moving: Scan, fixed: Scan) -> tuple[np.ndarray, float]:
 
     Returns (transform 4x4, world mm of `fixed` to those of `moving`, for `resampled`; the mean
     displacement in mm over the fixed head). The heads' centres are aligned first where they are far apart.
+    Raises ScanError for scans that are too unlike, or too large.
     """
     import SimpleITK as sitk
 
@@ -65,6 +66,27 @@ def registered(moving: Scan, fixed: Scan) -> tuple[np.ndarray, float]:
         image.SetSpacing([float(mm) for mm in grid.spacing])
         image.SetOrigin(grid.affine[:3, 3].tolist())  # in RAS: one frame for both is all that matters
         images.append(sitk.Clamp(image, lowerBound=-1000, upperBound=2000) if scan.modality == "CT" else image)
+    try:
+        found = _registration(images)
+    except RuntimeError as error:  # in the words of its source code
+        raise ScanError(
+            f"{moving.name} and {fixed.name} cannot be registered: they have too little in common."
+        ) from error
+    points = np.argwhere(fixed.head_mask())
+    if not len(points):
+        raise ScanError(f"{fixed.name} shows no head: nothing can be registered to it.")
+    points = nib.affines.apply_affine(fixed.affine, points[:: max(1, len(points) // 1000)])
+    moved = np.array([found.TransformPoint(p.tolist()) for p in points])
+    corners = np.vstack([np.zeros(3), np.eye(3)])
+    ends = np.array([found.TransformPoint(c.tolist()) for c in corners])
+    transform = nib.affines.from_matvec((ends[1:] - ends[0]).T, ends[0])
+    return transform, float(np.linalg.norm(moved - points, axis=1).mean())
+
+
+def _registration(images: list):
+    """The rigid transform between two SimpleITK images, world of the first to that of the second."""
+    import SimpleITK as sitk
+
     centred = sitk.CenteredTransformInitializerFilter.GEOMETRY
     start = sitk.Euler3DTransform(sitk.CenteredTransformInitializer(*images, sitk.Euler3DTransform(), centred))
     method = sitk.ImageRegistrationMethod()
@@ -86,14 +108,7 @@ def registered(moving: Scan, fixed: Scan) -> tuple[np.ndarray, float]:
         method.SetInitialTransform(guess, inPlace=False)
         values.append(method.MetricEvaluate(*images))
     method.SetInitialTransform(guesses[int(np.argmin(values))], inPlace=False)
-    found = method.Execute(*images)
-    points = np.argwhere(fixed.head_mask())
-    points = nib.affines.apply_affine(fixed.affine, points[:: max(1, len(points) // 1000)])
-    moved = np.array([found.TransformPoint(p.tolist()) for p in points])
-    corners = np.vstack([np.zeros(3), np.eye(3)])
-    ends = np.array([found.TransformPoint(c.tolist()) for c in corners])
-    transform = nib.affines.from_matvec((ends[1:] - ends[0]).T, ends[0])
-    return transform, float(np.linalg.norm(moved - points, axis=1).mean())
+    return method.Execute(*images)
 
 
 def along_the_patient(scan: Scan, spacing: Sequence[float], most: int = MAX_VOXELS) -> Scan:

@@ -23,8 +23,11 @@ HEAD_SHARE, MIN_FIELD = 0.88, 200.0
 """Share of the field of view that the head's longer side takes in the training data (median), and
 the smallest field (mm) that a slice is cropped to: at the vertex a head is small."""
 
-MAX_MM = 1e5
-"""No voxel of a scan is larger, and none lies further from the origin."""
+MIN_MM, MAX_MM = 1e-3, 1e5
+"""No voxel of a scan is smaller or larger, and none lies further from the origin."""
+
+MAX_SIDE = 32767
+"""Most voxels along an axis: a NIfTI, as which results are written, has 16 bits for them."""
 
 MIN_SIDE = 16
 """Shortest side, in pixels, of a slice that is worth translating."""
@@ -37,11 +40,22 @@ class ScanError(ValueError):
 
 
 class SeveralSeriesError(ScanError):
-    """A folder or zip with more than one DICOM series. choices: title by SeriesInstanceUID."""
+    """A folder, zip or file with more than one volume that may be meant.
+
+    choices: title by what `read_scan` takes as `series`: a SeriesInstanceUID, with a number where it has several
+    volumes, or the name of a file.
+    """
 
     def __init__(self, name: str, choices: dict[str, str]) -> None:
-        super().__init__(f"{name} holds {len(choices)} series; choose one: {'; '.join(choices.values())}.")
+        listed = "; ".join(f"{key} ({title})" if title else key for key, title in choices.items())
+        super().__init__(
+            f"{name} holds {len(choices)} series; choose one (--series, or series= over the API): {listed}."
+        )
         self.choices = choices
+
+
+class LabelMapError(ScanError):
+    """A mask or label map where a scan is needed."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +91,11 @@ class Scan:
 
     voxels: float32 (X, Y, Z), axes turned to run Right, Anterior, Superior as nearly as they do.
     affine: 4x4, voxel indices to world mm (RAS). native_affine/native_shape: as in the file.
-    kind: "picture", "nifti", "nrrd", "mha" or "dicom". shown: for a picture of a CT, the window it was read with.
+    kind: as `formats.kind_of` tells it. shown: for a picture of a CT, the window it was read with.
     limits: MR values that are black and white, those of the whole scan also where this is a part of it; None for CT.
-    tags: of a DICOM, what `dicom.known_tags` reads.
+    wrong: those of `warnings` which say that it is not what it should be, so that nothing can be learnt from it.
+    tags: of a DICOM, what `headers.known_tags` reads. place: of a NIfTI, what `formats.place_of` reads.
+    looks: "CT" or "MR", what the file says it is or else its values look like; None where neither tells.
     """
 
     voxels: np.ndarray
@@ -91,8 +107,11 @@ class Scan:
     name: str = "scan"
     shown: str | None = None
     warnings: tuple[str, ...] = ()
+    wrong: tuple[str, ...] = ()
     tags: dict[str, str] = field(default_factory=dict)
     limits: tuple[float, float] | None = None
+    place: dict = field(default_factory=dict)
+    looks: str | None = None
 
     @property
     def spacing(self) -> np.ndarray:
@@ -118,7 +137,7 @@ class Scan:
             raise ScanError(f"There is no {plane} slice {index}: choose 0 to {self.count(plane) - 1}.")
         axis = _AXIS[plane]
         rest = [a for a in range(3) if a != axis]
-        pixels = np.ascontiguousarray(as_shown(np.take(self.voxels, index, axis)))
+        pixels = np.ascontiguousarray(as_shown(np.moveaxis(self.voxels, axis, 0)[index]))
         if min(pixels.shape) < 2:
             raise ScanError(f"{self.name} is a single slice, and not an {plane} one: choose another plane.")
         spacing = float(self.spacing[rest[1]]), float(self.spacing[rest[0]])
@@ -211,6 +230,33 @@ class Scan:
         back = nib.orientations.ornt_transform(nib.io_orientation(self.affine), nib.io_orientation(self.native_affine))
         image = canonical.as_reoriented(back)
         image.header.set_xyzt_units("mm")
+        if self.kind == "dicom":
+            image.set_sform(image.affine, 1)
+            cosines = image.affine[:3, :3] / nib.affines.voxel_sizes(image.affine)
+            if np.allclose(cosines.T @ cosines, np.eye(3), atol=1e-4):  # a qform cannot hold a shear
+                image.set_qform(image.affine, 1)
+        return self._placed(image) if self.place else image
+
+    def _placed(self, image: nib.Nifti1Image) -> nib.Nifti1Image:
+        """`image`, on the native grid or a part of it, with the codes, qform and units of the file it was made of."""
+        (qcode, scode), qform = self.place["codes"], self.place["qform"]
+        shift = np.linalg.inv(self.native_affine) @ image.affine
+        if not (qcode or scode):
+            # Where the header said nothing a reader has to guess, and guesses the same again; of a part it could not.
+            if image.shape == tuple(self.native_shape):
+                image.set_sform(None, 0)
+                image.set_qform(None, 0)
+                image.header["pixdim"][0] = self.place["qfac"]
+                for name, value in self.place["fields"].items():
+                    image.header[name] = value
+                for row in ("srow_x", "srow_y", "srow_z"):
+                    image.header[row] = 0
+        else:
+            image.set_sform(image.affine if scode else None, scode)
+            to_mm = np.linalg.norm(self.native_affine[:3, 0]) / self.place["spacing"]
+            image.set_qform(np.diag([to_mm] * 3 + [1]) @ np.array(qform) @ shift if qcode else None, qcode)
+        if self.place["units"] == 0:
+            image.header["xyzt_units"] = 0
         return image
 
     @staticmethod
@@ -236,10 +282,10 @@ def _size(scan: Scan) -> str:
 
 
 def check_size(shape, name: str, most: int = MAX_VOXELS) -> None:
-    """Raise ScanError for a volume or picture that a header claims, and that cannot be read."""
+    """Raise ScanError for a volume or picture that a header claims, and that cannot be read or written."""
     if min(shape) < 1:
         raise ScanError(f"{name} has a side of zero voxels. Export it again.")
-    if math.prod(int(n) for n in shape) > most:
+    if math.prod(int(n) for n in shape) > most or max(shape) > MAX_SIDE:
         raise ScanError(
             f"{name} says it is {' x '.join(map(str, shape))} in size; that is too large to read here. "
             "Crop or resample it first."
@@ -253,6 +299,7 @@ def canonical(voxels: np.ndarray, affine: np.ndarray, modality: str, kind: str, 
     too small to show a slice.
     """
     usable = np.isfinite(affine).all() and np.abs(affine).max() < MAX_MM
+    usable = usable and np.linalg.norm(affine[:3, :3], axis=0).min() >= MIN_MM
     usable = usable and abs(np.linalg.det(affine[:3, :3])) > 1e-9
     ornt = nib.io_orientation(affine) if usable else None
     if ornt is None or np.isnan(ornt).any():

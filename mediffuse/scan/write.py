@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import locale
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
 
 from mediffuse.files import complete
 from mediffuse.image.intensity import MR_OUTPUT_LIMITS
-from mediffuse.scan.dicom import KEPT_TAGS
+from mediffuse.scan.headers import KEPT
 from mediffuse.scan.types import Scan, ScanError
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 SYNTHETIC_NOTE = "SYNTHETIC, not for diagnosis"
 """What everything that is made here says of itself."""
@@ -53,79 +54,82 @@ def write_dicom(scan: Scan, voxels: np.ndarray, modality: str, folder: Path, *, 
     The folder appears when it is complete. Raises ScanError for sheared rows and columns, which DICOM
     cannot hold.
     """
-    import SimpleITK as sitk
-
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ scan.affine
     # DICOM's rows run to the left and its columns to the back, as canonical axes turned round do.
     columns, rows, count = scan.voxels.shape
     across, down = -lps[:3, 0] / scan.spacing[0], -lps[:3, 1] / scan.spacing[1]
     if abs(across @ down) > 1e-3:
         raise ScanError(f"{scan.name} has sheared axes, which DICOM cannot hold: write NIfTI.")
-    series = _uid()
-    tags = {
-        **_series_tags(scan, modality, defaced=defaced),
-        "0020|000e": series,  # series instance UID
-        "0020|0037": "\\".join(f"{v + 0.0:.8g}" for v in (*across, *down)),  # image orientation; + 0.0: no "-0"
-    }
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    with complete(folder) as partial, _locale_kept():
+    with complete(folder) as partial:
         partial.mkdir()
+        image = _image(scan, modality, defaced=defaced)
+        series = image.SeriesInstanceUID
+        image.Rows, image.Columns = rows, columns
+        image.PixelSpacing = [_decimal(scan.spacing[1]), _decimal(scan.spacing[0])]
+        image.ImageOrientationPatient = [_decimal(v) for v in (*across, *down)]
         for number in range(count):
-            pixels = np.round(voxels[::-1, ::-1, number].T).astype(np.int16)
-            image = sitk.GetImageFromArray(np.ascontiguousarray(pixels)[None])
-            image.SetSpacing([float(mm) for mm in scan.spacing])
-            position = lps @ [columns - 1, rows - 1, number, 1]
-            image.SetOrigin(position[:3].tolist())
-            own = {
-                "0008|0018": f"{series}.{number + 1}",  # SOP instance UID
-                "0020|0013": str(number + 1),  # instance number
-                "0020|0032": "\\".join(f"{v:.8g}" for v in position[:3]),  # image position
-            }
-            for tag, value in {**tags, **own}.items():
-                image.SetMetaData(tag, value)
-            writer.SetFileName(str(partial / f"{number + 1:04d}.dcm"))
-            writer.Execute(image)
+            image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = f"{series}.{number + 1}"
+            image.InstanceNumber = number + 1
+            image.ImagePositionPatient = [_decimal(v) for v in (lps @ [columns - 1, rows - 1, number, 1])[:3]]
+            pixels = np.round(voxels[::-1, ::-1, number].T).astype("<i2")
+            image.PixelData = np.ascontiguousarray(pixels).tobytes()
+            image.save_as(partial / f"{number + 1:04d}.dcm", enforce_file_format=True)
 
 
-def _series_tags(scan: Scan, modality: str, *, defaced: bool) -> dict[str, str]:
+def _decimal(value: float) -> str:
+    """A number as DICOM's decimal string, without a minus before zero."""
+    return f"{value + 0.0:.8g}"
+
+
+def _image(scan: Scan, modality: str, *, defaced: bool) -> Dataset:
     """What all images of a derived series say: of the scan's patient and study where those are known."""
+    from pydicom import Dataset, config
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
     date, clock = time.strftime("%Y%m%d %H%M%S").split()
-    return {
-        "0008|0005": "ISO_IR 192",  # character set: UTF-8
-        "0010|0010": "Unknown",  # patient's name
-        "0010|0020": scan.name[:64],  # patient ID
-        "0020|000d": _uid(),  # study instance UID
-        "0020|0052": _uid(),  # frame of reference UID
-        "0008|0020": date,  # study date
-        "0008|0030": clock,  # study time
-        **{tag: value for tag, value in scan.tags.items() if tag in KEPT_TAGS and value},
-        "0008|0008": "DERIVED\\SECONDARY\\AXIAL",  # image type
-        "0008|0016": _SOP_CLASSES[modality],
-        "0008|0021": date,  # series date
-        "0008|0031": clock,  # series time
-        "0008|0060": modality,
-        "0008|0070": "Mediffuse",  # manufacturer
-        "0008|103e": f"Synthetic {modality}: {SYNTHETIC_NOTE}"[:64],  # series description
-        "0008|2111": f"{SYNTHETIC_NOTE}. {UNITS[modality]}{_DEFACED if defaced else ''}",  # derivation description
-        **({"0028|0302": "NO"} if defaced else {}),  # recognizable visual features
-        "0018|0050": f"{scan.spacing[2]:.6g}",  # slice thickness
-        "0020|0011": "9001",  # series number
+    said = {
+        "SpecificCharacterSet": "ISO_IR 192",  # UTF-8
+        "PatientName": "Unknown",
+        "PatientID": scan.name[:64],
+        "PatientBirthDate": "",
+        "PatientSex": "",
+        "ReferringPhysicianName": "",
+        "AccessionNumber": "",
+        "StudyID": "",
+        "StudyInstanceUID": generate_uid(None),
+        "FrameOfReferenceUID": generate_uid(None),
+        "StudyDate": date,
+        "StudyTime": clock,
+        **{keyword: value for keyword, value in scan.tags.items() if keyword in KEPT and value},
+        "ImageType": ["DERIVED", "SECONDARY", "AXIAL"],
+        "SOPClassUID": _SOP_CLASSES[modality],
+        "SeriesInstanceUID": generate_uid(None),
+        "SeriesDate": date,
+        "SeriesTime": clock,
+        "Modality": modality,
+        "Manufacturer": "Mediffuse",
+        "SeriesDescription": f"Synthetic {modality}: {SYNTHETIC_NOTE}"[:64],
+        "DerivationDescription": f"{SYNTHETIC_NOTE}. {UNITS[modality]}{_DEFACED if defaced else ''}",
+        **({"RecognizableVisualFeatures": "NO"} if defaced else {}),
+        "SliceThickness": f"{scan.spacing[2]:.6g}",
+        "SeriesNumber": 9001,
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "BitsAllocated": 16,
+        "BitsStored": 16,
+        "HighBit": 15,
+        "PixelRepresentation": 1,
+        "RescaleIntercept": 0,
+        "RescaleSlope": 1,
     }
-
-
-@contextmanager
-def _locale_kept() -> Iterator[None]:
-    """SimpleITK's writer leaves the whole process in the locale "C", where text files are ASCII: not after this."""
-    before = locale.setlocale(locale.LC_ALL)
-    try:
-        yield
-    finally:
-        locale.setlocale(locale.LC_ALL, before)
-
-
-def _uid() -> str:
-    """A new DICOM UID (PS3.5 B.2: 2.25 and a UUID)."""
-    import uuid
-
-    return f"2.25.{uuid.uuid4().int}"
+    image = Dataset()
+    image.file_meta = FileMetaDataset()
+    image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    image.file_meta.MediaStorageSOPClassUID = said["SOPClassUID"]
+    with config.disable_value_validation():  # the patient and study are handed on as they came
+        for keyword, value in said.items():
+            setattr(image, keyword, value)
+    if modality == "CT":
+        image.RescaleType = "HU"
+    return image

@@ -65,6 +65,11 @@ class Checkpoint:
     mean_noise: float | None = None
 
 
+def name_of(source: str) -> str:
+    """What messages call a checkpoint: its hub id, or the name of its folder; where that lies is not for visitors."""
+    return source if source.count("/") == 1 and not Path(source).exists() else Path(source).name
+
+
 def locate(direction: str, given: str | None = None) -> str:
     """Folder or hub id of the checkpoint for a direction.
 
@@ -97,7 +102,8 @@ def locate(direction: str, given: str | None = None) -> str:
         ):
             return entry
     raise CheckpointError(
-        f"There is no checkpoint for this direction ({direction}) in {given}. It should hold a folder "
+        f"There is no checkpoint for this direction ({direction}) where {VARIABLE} or --checkpoint says "
+        f"({', '.join(name_of(entry.strip()) for entry in given.split(','))}). It should hold a folder "
         f"'{_FAMILY[direction]}' that train/{_FAMILY[direction]}.py wrote for it, with a model_index.json."
     )
 
@@ -148,10 +154,12 @@ def load(source: str, direction: str) -> Checkpoint:
         raise
     except Exception as error:  # diffusers, safetensors, the hub and json each have their own
         raise CheckpointError(
-            f"The checkpoint {source} cannot be loaded: it is missing, incomplete or damaged "
+            f"The checkpoint {name_of(source)} cannot be loaded: it is missing, incomplete or damaged "
             f"({type(error).__name__}). Train or download it again."
         ) from error
-    raise CheckpointError(f"The checkpoint {source} is a {type(pipeline).__name__}; this tab needs a {wanted}.")
+    raise CheckpointError(
+        f"The checkpoint {name_of(source)} is a {type(pipeline).__name__}; this tab needs a {wanted}."
+    )
 
 
 def write_sums(folder: Path) -> None:
@@ -172,7 +180,8 @@ def _check_sums(folder: Path) -> None:
         path = folder / name
         if not path.is_file() or files.sha256_of(path) != wanted:
             raise CheckpointError(
-                f"The checkpoint {folder} is damaged: {name} is not the file it should be. Train or download it again."
+                f"The checkpoint {name_of(str(folder))} is damaged: {name} is not the file it should be. "
+                "Train or download it again."
             )
 
 
@@ -183,7 +192,7 @@ def _check_numbers(source: str, parts: Iterable) -> None:
     for part in parts:
         if isinstance(part, torch.nn.Module) and not all(p.isfinite().all() for p in part.parameters()):
             raise CheckpointError(
-                f"The checkpoint {source} is damaged: it has weights that are not numbers (NaN or infinite). "
+                f"The checkpoint {name_of(source)} is damaged: it has weights that are no numbers (NaN or infinite). "
                 "Train or download it again."
             )
 

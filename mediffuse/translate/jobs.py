@@ -11,19 +11,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mediffuse.directions import DIRECTION_TO, WITH_ARTICLE, modalities
-from mediffuse.scan import MODALITIES
-from mediffuse.scan.dicom import Series, group_series, is_dicom
-from mediffuse.scan.formats import VOLUMES, stem_of
+from mediffuse.scan import MODALITIES, ScanError, guard
+from mediffuse.scan.formats import may_be_volume, stem_of
+from mediffuse.scan.headers import is_dicom
+from mediffuse.scan.series import Series, group_series
 from mediffuse.scan.write import SYNTHETIC_NOTE
+
+MOST_FOLDERS = 4
+"""Folders above a file that its result is called after, at most."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One volume: a file, or one series of a folder; `name` is its path below the output, without suffix."""
+    """One volume: a file, or one series of a folder; `name` is its path below the output, without suffix.
+
+    named: whether it was named, or matched a pattern. What was found in a folder may be no scan to translate.
+    """
 
     path: Path
     name: Path
     series: str | None = None
+    named: bool = True
 
 
 def find_jobs(inputs: Sequence[str], output: Path, to: str, series: str | None = None) -> tuple[list[Job], list[str]]:
@@ -97,11 +105,11 @@ def _jobs_of(files: Iterable[tuple[Path, Path]], to: str, series: str | None, *,
     dicom: dict[Path, tuple[Path, list[Path]]] = {}  # by folder: folder of the result, files
     for file, below in files:
         name = file.name.lower()
-        if name.endswith((*VOLUMES, ".zip")):
+        if may_be_volume(file):
             if (f"_synthetic_{to}" if named else "_synthetic_") in name:
                 print(f"{file}: left out, for it is synthetic", file=sys.stderr)
             elif not series or named or name.endswith(".zip"):
-                jobs.append(Job(file, below / stem_of(file.name), series))
+                jobs.append(Job(file, below / stem_of(file.name), series, named))
         elif is_dicom(file):
             dicom.setdefault(file.parent, (below, []))[1].append(file)
         elif named:
@@ -110,23 +118,32 @@ def _jobs_of(files: Iterable[tuple[Path, Path]], to: str, series: str | None, *,
     for folder, (below, members) in dicom.items():
         if named and len(members) == 1:
             # It alone is wanted, and not the rest of its series.
-            jobs.append(Job(members[0], below / stem_of(members[0].name), None))
+            jobs.append(Job(members[0], below / stem_of(members[0].name), series))
         else:
-            parts += [_Part(folder, below, found) for found in group_series(members)]
+            parts += [_Part(folder, below, found) for found in _series_of(folder, members)]
     return jobs + _jobs_of_series(parts, to, series, named=named)
+
+
+def _series_of(folder: Path, files: list[Path]) -> list[Series]:
+    """The DICOM series among files of a folder; none where they cannot be read."""
+    try:
+        return guard.call(group_series, files, name=str(folder), paths=files)
+    except ScanError as error:
+        print(error, file=sys.stderr)
+        return []
 
 
 def _jobs_of_series(parts: list[_Part], to: str, wanted: str | None, *, named: bool) -> list[Job]:
     """The jobs of the DICOM series of which there are `parts`, or of the `wanted` one; tells which are left out."""
     by_uid: dict[str, list[_Part]] = {}
     for part in parts:
-        if wanted in (None, part.series.uid):
+        if not wanted or wanted.partition(":")[0] == part.series.uid:
             by_uid.setdefault(part.series.uid, []).append(part)
     jobs, left_out = [], []
     source = modalities(DIRECTION_TO[to])[0]
     for uid, found in by_uid.items():
         # A folder for each slice is one volume. Whole copies of a series stay apart, they may be another patient's.
-        scattered = len(found) > 1 and all(len(part.series.files) == 1 for part in found)
+        scattered = len(found) > 1 and all(len(part.series.frames) == 1 for part in found)
         for part in [_together(found)] if scattered else found:
             folder, modality, title = part.folder, part.series.modality, part.series.title
             if not part.series.usable or (modality in MODALITIES and modality != source):
@@ -134,7 +151,9 @@ def _jobs_of_series(parts: list[_Part], to: str, wanted: str | None, *, named: b
             elif not named and SYNTHETIC_NOTE in title:
                 left_out.append(f"{folder}: left out, for it is synthetic: {title}")
             else:
-                jobs.append(Job(folder, part.below / f"{folder.resolve().name}_{uid[-12:]}", uid))
+                ends = (wanted or uid).partition(":")
+                name = f"{folder.resolve().name}_{uid[-12:]}" + (f"_{ends[2]}" if ends[2] else "")
+                jobs.append(Job(folder, part.below / name, wanted or uid, named))
     for text in left_out:
         print(text, file=sys.stderr)
     return jobs
@@ -150,17 +169,26 @@ def _together(parts: list[_Part]) -> _Part:
 
 
 def _named_apart(jobs: list[Job]) -> list[Job]:
-    """The jobs, with the suffix in the names of files that differ in nothing else.
+    """The jobs, with the suffix in the names of files that differ in nothing else, and with as many of their folders
+    as are needed in those of files from several folders, as the shell expands */mr.nii.gz.
 
     Raises ValueError if two have one name all the same.
     """
-    counts = Counter(job.name for job in jobs)
+    beside = Counter((job.name, job.path.resolve().parent) for job in jobs)
     jobs = [
         replace(job, name=job.name.with_name(job.path.name.replace(".", "_")))
-        if counts[job.name] > 1 and job.path.is_file()
+        if beside[job.name, job.path.resolve().parent] > 1 and job.path.is_file()
         else job
         for job in jobs
     ]
+    for levels in range(1, MOST_FOLDERS + 1):
+        counts = Counter(job.name for job in jobs)
+        jobs = [
+            replace(job, name=Path(*job.path.resolve().parent.parts[-levels:], job.name.name))
+            if counts[job.name] > 1 and job.path.is_file() and len(job.path.resolve().parent.parts) > levels
+            else job
+            for job in jobs
+        ]
     for name, count in Counter(job.name for job in jobs).items():
         if count > 1:
             paths = ", ".join(str(job.path) for job in jobs if job.name == name)
@@ -170,4 +198,4 @@ def _named_apart(jobs: list[Job]) -> list[Job]:
 
 def _may_be_scan(path: Path) -> bool:
     """Whether a file that matched a pattern is worth a try."""
-    return not path.name.startswith(".") and (path.name.lower().endswith((*VOLUMES, ".zip")) or is_dicom(path))
+    return not path.name.startswith(".") and (may_be_volume(path) or is_dicom(path))

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import NamedTuple, NotRequired, TypedDict
 
 from mediffuse import files
-from mediffuse.directions import DIRECTION_TO, modalities
+from mediffuse.directions import DIRECTION_TO, WITH_ARTICLE, modalities
 from mediffuse.machine import shared_work
 from mediffuse.scan import Scan, ScanError
 from mediffuse.scan.deface import face_mask
 from mediffuse.scan.guard import read_scan
+from mediffuse.scan.types import LabelMapError
 from mediffuse.scan.write import SYNTHETIC_NOTE, write_dicom, write_nifti
 from mediffuse.translate.checkpoints import VARIABLE, CheckpointError, Checkpoints
 from mediffuse.translate.jobs import Job
@@ -59,7 +60,7 @@ class Order:
 
 
 class Outcome(NamedTuple):
-    """What became of a job: "made", "skipped" or "failed"; what there is to say of it; slices that were translated."""
+    """What became of a job: "made", "skipped", "left out" or "failed"; what there is to say of it; slices."""
 
     what: str
     remark: str = ""
@@ -119,8 +120,9 @@ def run(jobs: list[Job], problems: list[str], order: Order) -> int:
     failed = counts["failed"] + len(problems)
     slices, seconds = sum(outcome.slices for outcome in outcomes), time.perf_counter() - started
     speed = f", {slices} slices in {seconds:.1f} s" if slices else ""
-    print(f"{counts['made']} translated{speed}; {counts['skipped']} skipped; {failed} failed.")
-    return 1 if failed else 0
+    left_out = f"; {counts['left out']} left out" if counts["left out"] else ""
+    print(f"{counts['made']} translated{speed}; {counts['skipped']} skipped{left_out}; {failed} failed.")
+    return 1 if failed or (left_out and not counts["made"] + counts["skipped"]) else 0
 
 
 def _attempt(job: Job, order: Order, translator: Translator) -> Outcome:
@@ -150,7 +152,14 @@ def translate_job(job: Job, order: Order, translator: Translator) -> Outcome:
     kept, remark = ({}, "") if order.overwrite else _complete(paths, record, record_path)
     if set(order.kinds) <= set(kept):
         return Outcome("skipped")
-    scan = read_scan(job.path, source, series=job.series)
+    try:
+        scan = read_scan(job.path, source, series=job.series)
+    except LabelMapError as error:
+        if job.named:
+            raise
+        return Outcome("left out", str(error))
+    if not job.named and scan.looks not in (source, None):
+        return Outcome("left out", f"it looks like {WITH_ARTICLE[scan.looks]}. Name the file itself if it is none.")
     if scan.kind == "picture":
         raise ScanError(f"{scan.name} is a picture, and this translates volumes.")
     face = face_mask(scan) if order.deface else None

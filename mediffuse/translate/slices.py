@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from mediffuse.image.intensity import background, clear_air, decode, decode_ct, 
 from mediffuse.image.letterbox import Letterbox
 from mediffuse.machine import half_precision
 from mediffuse.scan import Slice
-from mediffuse.translate.checkpoints import SPEEDS, Checkpoint, CheckpointError, Checkpoints
+from mediffuse.translate.checkpoints import SPEEDS, Checkpoint, CheckpointError, Checkpoints, name_of
 
 if TYPE_CHECKING:
     import torch
@@ -87,13 +88,35 @@ class Translation:
     settings: Settings
 
 
+class TurnLock:
+    """A lock that goes to who has waited longest, so that a loop that takes it again and again lets others in."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._line: deque[threading.Event] = deque()
+
+    def __enter__(self) -> None:
+        mine = threading.Event()
+        with self._mutex:
+            self._line.append(mine)
+            if len(self._line) == 1:
+                mine.set()
+        mine.wait()
+
+    def __exit__(self, *error: object) -> None:
+        with self._mutex:
+            self._line.popleft()
+            if self._line:
+                self._line[0].set()
+
+
 class Translator:
     """Translates slices with the checkpoints of `Checkpoints`, loaded when first used."""
 
     def __init__(self, checkpoints: Checkpoints | None = None) -> None:
         self.checkpoints = checkpoints or Checkpoints()
         # A pipeline keeps its scheduler's state: one run at a time.
-        self._lock = threading.Lock()
+        self._lock = TurnLock()
 
     def translate(
         self,
@@ -129,13 +152,7 @@ class Translator:
         """
         checkpoint = self.checkpoints.get(direction)
         with self._lock:
-            made = generate(checkpoint, direction, images, settings, thresholds, on_step)
-        if not np.isfinite(made).all():
-            raise CheckpointError(
-                f"The checkpoint {checkpoint.source} makes no picture (its values are not numbers): it is damaged, or "
-                "not for these settings."
-            )
-        return made
+            return generate(checkpoint, direction, images, settings, thresholds, on_step)
 
     def hint(self, source: Slice, thresholds: Thresholds) -> np.ndarray:
         """The contours (S, S, 3), uint8, that the contour model would get. Runs no model."""
@@ -188,12 +205,12 @@ def _check(checkpoint: Checkpoint, speed: str) -> None:
     """Raise CheckpointError if a checkpoint was not trained for a speed."""
     if speed != "diffusion" and not checkpoint.one_step:
         raise CheckpointError(
-            f"The checkpoint {checkpoint.source} was not trained for one step (v-prediction with zero "
+            f"The checkpoint {name_of(checkpoint.source)} was not trained for one step (v-prediction with zero "
             "terminal SNR). Choose the speed Diffusion."
         )
     if speed == "sharp" and not checkpoint.sharp:
         raise CheckpointError(
-            f"The checkpoint {checkpoint.source} has no sharp variant: train/onestep.py makes one with "
+            f"The checkpoint {name_of(checkpoint.source)} has no sharp variant: train/onestep.py makes one with "
             "--sharp. Choose the speed Fast or Diffusion."
         )
 
@@ -286,7 +303,21 @@ def _run(
             made = pipeline(**arguments).images
     finally:
         pipeline.scheduler, pipeline.unet = trained, unet
-    return made if output_type == "latent" else np.asarray(made, np.float32)
+    if output_type == "latent":
+        return made
+    made = np.asarray(made, np.float32)
+    _check_made(checkpoint, images, made)
+    return made
+
+
+def _check_made(checkpoint: Checkpoint, images: np.ndarray, made: np.ndarray) -> None:
+    """Raise CheckpointError for what only damaged weights make of images (B, S, S, 3): no numbers, or one grey."""
+    shows = (images > 0.1).mean(axis=(1, 2, 3)) > 0.05
+    if not np.isfinite(made).all() or (np.ptp(made, axis=(1, 2, 3))[shows] == 0).any():
+        raise CheckpointError(
+            f"The checkpoint {name_of(checkpoint.source)} makes no picture: its weights are damaged. Train or download "
+            "it again."
+        )
 
 
 def with_mirror(run: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:

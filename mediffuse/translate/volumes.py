@@ -73,10 +73,12 @@ def translate_volume(
     passes: Passes | None = None,
     thresholds: Thresholds | None = None,
     on_slices: Callable[[int, int], None] | None = None,
+    on_step: Callable[[], None] | None = None,
 ) -> VolumeTranslation:
     """Translate every slice of `scan` in which there is a head; elsewhere the result is air.
 
-    `on_slices(done, of)` is called after each batch; what it raises ends the run. Beside the result
+    `on_slices(done, of)` is called after each batch, `on_step()` after each step of the model; what they raise ends
+    the run. Other runs of `translator` get their turn after each batch. Beside the result
     (three volumes with passes or samples) memory does not grow with the number of slices.
     Raises CheckpointError if the checkpoint cannot be used, ScanError for a scan without a head.
     """
@@ -100,12 +102,13 @@ def translate_volume(
     sampled = settings.speed == "diffusion" and settings.samples > 1
     estimates = _Estimates.of(upright.voxels.shape, spread=sampled or passes.mirror or len(planes) > 1)
     done = 0
+    each_step = (lambda *_: on_step()) if on_step else None
     for mirrored in (False, True) if passes.mirror else (False,):
         for batch in _batches(todo, batch_size):
             slices = [upright.slice(plane, index) for plane, index in batch]
             boxes = [part.letterbox(size) for part in slices]
             images = np.stack([to_model_image(part, box) for part, box in zip(slices, boxes, strict=True)])
-            made = translator.generate(direction, _flip(images, mirrored), settings, thresholds)
+            made = translator.generate(direction, _flip(images, mirrored), settings, thresholds, each_step)
             made = _flip(made, mirrored).reshape(len(slices), -1, *made.shape[1:])
             for part, box, samples in zip(slices, boxes, made, strict=True):
                 for image in samples:

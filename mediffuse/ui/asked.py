@@ -12,6 +12,7 @@ import gradio as gr
 
 from mediffuse.image.contours import Thresholds
 from mediffuse.image.display import BRAIN
+from mediffuse.scan import Scan
 from mediffuse.translate import MAX_SEED, Settings
 from mediffuse.translate.volumes import Passes
 
@@ -36,11 +37,35 @@ SPEED_CHOICES = {
 }
 
 
+MOST_STEPS = 400
+"""Of the model in one slice, guidance counted: 20 s on two processor cores."""
+MOST_STEPS_OF_SLICE = 100
+"""In one slice of a volume: so long do others wait until it gives way."""
+MOST_STEPS_OF_VOLUME = 8000
+"""In all of a volume: six minutes on two processor cores."""
+
+
+def _steps(settings: Settings) -> int:
+    """How often the model runs for a slice."""
+    if settings.speed != "diffusion":
+        return 2 if settings.mirror else 1
+    return settings.steps * settings.samples * (3 if settings.guidance > 1 else 1)
+
+
+def _refuse(work: str, steps: int, most: int, lower: str) -> None:
+    """Raise gr.Error if there are too many steps."""
+    if steps > most:
+        raise gr.Error(
+            f"{work} would be {steps:,} steps of the model; this page does at most {most:,}. Lower the {lower}.",
+            print_exception=False,
+        )
+
+
 @dataclass(frozen=True)
 class AskedSlice:
     """Of the tabs CT -> MRI and MRI -> CT. scan, truth: paths of uploads. index: -1 for the central slice.
 
-    shown: which window a picture of a CT shows. view: the window in which CT is displayed.
+    shown: which window a picture of a CT shows. view: the window in which CT is displayed. series: as in `read_scan`.
     """
 
     scan: str | None = None
@@ -57,6 +82,7 @@ class AskedSlice:
     truth: str | None = None
     contrast: str = "T1"
     start: str = "mean"
+    series: str = ""
 
     def settings(self) -> Settings:
         """How to translate, with a seed drawn if a random one is wanted. Raises gr.Error."""
@@ -74,6 +100,10 @@ class AskedSlice:
             )
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
+
+    def check_work(self) -> None:
+        """Raise gr.Error if this takes too long for a page that others use too."""
+        _refuse("This", _steps(self.settings()), MOST_STEPS, "steps or the samples, or set the guidance to 1")
 
     def thresholds(self) -> Thresholds | None:
         """Of contours, for the tab that has them."""
@@ -103,7 +133,7 @@ class AskedContours(AskedSlice):
 
 @dataclass(frozen=True)
 class AskedVolume:
-    """Of the Volume tab. paths, truth: uploads; series: a SeriesInstanceUID where there are several.
+    """Of the Volume tab. paths, truth: uploads; series: as in `read_scan`.
 
     register: move the ground truth onto the scan first. dicom: write a DICOM series too. deface: blank the face in
     all that is shown and written.
@@ -111,7 +141,7 @@ class AskedVolume:
 
     paths: list[str] | None = None
     direction: str = "ct2mr"
-    series: str | None = None
+    series: str = ""
     contrast: str = "T1"
     speed: str = "fast"
     steps: float = Settings.steps
@@ -144,6 +174,14 @@ class AskedVolume:
         if not self.planes:
             raise gr.Error("Choose at least one plane.", print_exception=False)
         return Passes(tuple(self.planes), bool(self.mirror))
+
+    def check_work(self, scan: Scan) -> None:
+        """Raise gr.Error if this takes too long for a page that others use too."""
+        steps, passes = _steps(self.settings()), self.passes()
+        slices = sum(scan.count(plane) for plane in passes.planes) * (2 if passes.mirror else 1)
+        _refuse("Each slice", steps, MOST_STEPS_OF_SLICE, "steps or the samples")
+        lower = "steps, the samples or the planes, or translate it by the command line"
+        _refuse(f"These {slices:,} slices", slices * steps, MOST_STEPS_OF_VOLUME, lower)
 
 
 def parameters(asked: type) -> list[str]:

@@ -54,7 +54,7 @@ class ContourControls:
         gr.on(
             [component.input for component in self.components.values()],
             self.preview,
-            inputs_kwargs=select(controls, ("scan", "index", "shown", *self.components)),
+            inputs_kwargs=select(controls, ("scan", "index", "shown", *self.components, "series")),
             outputs=picture,
             trigger_mode="always_last",
             show_progress="hidden",
@@ -67,5 +67,5 @@ class ContourControls:
         asked = AskedContours(**values)
         if not asked.scan:
             return gr.skip()
-        source = slice_of(open_scan(asked.scan, "CT", asked.shown), asked.index)
+        source = slice_of(open_scan(asked.scan, "CT", asked.shown, asked.series), asked.index)
         return self.picture(source, asked.thresholds())

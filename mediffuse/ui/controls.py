@@ -9,6 +9,7 @@ import gradio as gr
 from gradio.components import Component
 from gradio.events import Dependency
 
+from mediffuse.scan import SeveralSeriesError
 from mediffuse.translate import MAX_SEED, Settings
 from mediffuse.ui import runs
 from mediffuse.ui.asked import SPEED_CHOICES
@@ -17,9 +18,8 @@ from mediffuse.ui.words import SCORE_HEADERS, status
 PRIVATE = {"show_progress": "hidden", "api_visibility": "private"}
 """Of events that only the page needs."""
 
-ONE_AT_A_TIME = {"show_progress": "hidden", "concurrency_limit": 1, "concurrency_id": "translate"}
-"""Of events that compute for long: all of them share one queue."""
-
+SLICES, VOLUMES = "slices", "volumes"
+"""The queues of events that compute for long, each one at a time; a volume lets slices in between its own."""
 
 Values = dict[Component, object]
 """What a handler changes on the page."""
@@ -88,8 +88,38 @@ def run_buttons(tab: str) -> tuple[gr.Button, gr.Button]:
         )
 
 
+def series_choice(tab: str) -> gr.Dropdown:
+    """Which volume of an upload is meant, shown where there are several; a script may say it at once."""
+    return gr.Dropdown([], value="", label="Series", visible=False, allow_custom_value=True, elem_id=f"{tab}-series")
+
+
+def no_series() -> gr.Dropdown:
+    return gr.Dropdown([], value="", visible=False)
+
+
+def series_asked(error: SeveralSeriesError) -> gr.Dropdown:
+    """The choice between what was found."""
+    choices = [(title or key, key) for key, title in error.choices.items()]
+    return gr.Dropdown(choices, value="", visible=True)
+
+
+def notice(tab: str) -> gr.HTML:
+    """What is odd about a scan; `words.notice` fills it."""
+    return gr.HTML(visible=False, elem_classes="notice", elem_id=f"{tab}-notice")
+
+
 def score_table(tab: str, label: str) -> gr.Dataframe:
     return gr.Dataframe(headers=SCORE_HEADERS, label=label, interactive=False, visible=False, elem_id=f"{tab}-scores")
+
+
+def queued(queue: str, line: gr.HTML) -> dict:
+    """Options of events in `SLICES` or `VOLUMES`; `line` shows the place in the queue."""
+    return {
+        "concurrency_id": queue,
+        "concurrency_limit": 1,
+        "show_progress": "minimal",
+        "show_progress_on": line,
+    }
 
 
 def select(controls: dict[str, Component], names: Iterable[str]) -> dict[str, Component]:

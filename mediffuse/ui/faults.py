@@ -17,5 +17,8 @@ def said() -> Iterator[None]:
         yield
     except OSError as error:
         if "port" in str(error).lower() or error.errno == errno.EADDRINUSE:
-            sys.exit("The port is in use: is the app running already? Set GRADIO_SERVER_PORT to another, or end that.")
+            sys.exit(
+                "The port is in use: is the app running already? Choose another by --port or GRADIO_SERVER_PORT, or "
+                "end what uses it."
+            )
         sys.exit(trouble(error) or f"The page cannot be served: {error}")

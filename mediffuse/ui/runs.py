@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -28,18 +29,23 @@ class Step(NamedTuple):
     preview: np.ndarray | None = None
 
 
+REPEAT_SECONDS = 0.5
+"""How often a volume says how far it is, at least."""
+
+
 class Stopped(Exception):
     """Raised inside a run to end it when its visitor pressed Stop or left."""
 
 
-_stops: dict[str, threading.Event] = {}
+_stops: set[tuple[str, threading.Event]] = set()
+"""Of the runs that go on: whose they are, and what ends them."""
 
 
 def stop(request: gr.Request) -> None:
-    """End the run of this visitor after its current step."""
-    event = _stops.get(request.session_hash)
-    if event:
-        event.set()
+    """End the runs of this visitor after their current step."""
+    for visitor, event in list(_stops):
+        if visitor == request.session_hash:
+            event.set()
 
 
 _translators: list[Translator] = []
@@ -85,38 +91,54 @@ def stream_volume(
     """Translate a volume: a step per batch of slices, then the VolumeTranslation. Otherwise as `stream`."""
 
     def work(emit: Emit) -> VolumeTranslation:
+        last, said = Step(0, 1), time.monotonic()
+
+        def on_slices(done: int, slices: int) -> None:
+            nonlocal last
+            last = Step(done, slices)
+            emit(last)
+
+        def on_step() -> None:
+            nonlocal said
+            emit.check()
+            # Only by what is sent to a visitor does one who left come to notice.
+            if time.monotonic() - said > REPEAT_SECONDS:
+                said = time.monotonic()
+                emit(last)
+
         return translate_volume(
-            _translators[translator],
-            scan,
-            direction,
-            settings,
-            passes,
-            on_slices=lambda done, slices: emit(Step(done, slices)),
+            _translators[translator], scan, direction, settings, passes, on_slices=on_slices, on_step=on_step
         )
 
     yield from _run(visitor, work)
 
 
-Emit = Callable[[object], None]
-"""Hands an item to whoever iterates; raises Stopped where nobody does any more."""
+class Emit:
+    """Hands an item to whoever iterates; raises Stopped where nobody does any more."""
+
+    def __init__(self, items: queue.Queue, stopped: threading.Event) -> None:
+        self.items, self.stopped = items, stopped
+
+    def check(self) -> None:
+        if self.stopped.is_set():
+            raise Stopped
+
+    def __call__(self, item: object) -> None:
+        self.check()
+        self.items.put(item)
 
 
 def _run(visitor: str | None, work: Callable[[Emit], object]) -> Iterator:
     """Run `work(emit)` in a thread, and yield what it emits and then what it returns."""
     items: queue.Queue = queue.Queue(maxsize=2)
     stopped = threading.Event()
-    key = visitor or ""
-    _stops[key] = stopped
+    key = (visitor or "", stopped)
+    _stops.add(key)
     finished = object()
-
-    def emit(item: object) -> None:
-        if stopped.is_set():
-            raise Stopped
-        items.put(item)
 
     def target() -> None:
         try:
-            items.put((finished, work(emit)))
+            items.put((finished, work(Emit(items, stopped))))
         except BaseException as error:  # noqa: BLE001 - handed to the waiting generator
             items.put((finished, error))
 
@@ -141,8 +163,7 @@ def _run(visitor: str | None, work: Callable[[Emit], object]) -> Iterator:
     finally:
         stopped.set()
         _drain(items)
-        if _stops.get(key) is stopped:
-            del _stops[key]
+        _stops.discard(key)
 
 
 def _drain(items: queue.Queue) -> None:

@@ -29,7 +29,7 @@ from mediffuse.ui.words import MODALITY_TITLES, error_label, score_row, spread_l
 class SliceResult:
     """A finished translation with what is needed to show and compare it again.
 
-    path, window: the upload, and which window it shows if it is a picture of a CT.
+    path, window, series: the upload, which window it shows if it is a picture of a CT, which of its volumes is meant.
     """
 
     direction: str
@@ -39,6 +39,7 @@ class SliceResult:
     translation: Translation
     truth: Slice | None = None
     comparison: Comparison | None = None
+    series: str | None = None
 
     @property
     def target(self) -> str:
@@ -46,7 +47,7 @@ class SliceResult:
         return self.translation.modality
 
     def scan(self) -> Scan:
-        return open_scan(self.path, self.source.modality, self.window)
+        return open_scan(self.path, self.source.modality, self.window, self.series)
 
     def with_truth(self, path: str | None) -> SliceResult:
         """This with the real image of its slice and the comparison, or without if `path` is empty."""

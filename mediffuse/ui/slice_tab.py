@@ -15,17 +15,17 @@ from gradio.events import Dependency
 from mediffuse.directions import CONTRASTS, DIRECTION_TITLES, modalities
 from mediffuse.image.ct_picture import PNG_WINDOWS
 from mediffuse.image.display import BRAIN, FULL_RANGE
-from mediffuse.scan import Slice
+from mediffuse.scan import Scan, SeveralSeriesError, Slice
 from mediffuse.translate import Translation, Translator
 from mediffuse.translate.slices import to_slice
-from mediffuse.ui import controls, runs
+from mediffuse.ui import controls, runs, store
 from mediffuse.ui.asked import SPEED_CHOICES, AskedContours, AskedSlice, parameters
 from mediffuse.ui.contour_controls import ContourControls
-from mediffuse.ui.controls import ONE_AT_A_TIME, PRIVATE, Values, select
+from mediffuse.ui.controls import PRIVATE, SLICES, Values, queued, select
 from mediffuse.ui.examples import CT_EXAMPLES, MR_EXAMPLES, Example
 from mediffuse.ui.slice_result import SlicePanel, SliceResult, slice_picture, synthetic_picture
-from mediffuse.ui.uploads import open_scan, slice_of
-from mediffuse.ui.words import MODALITY_TITLES, status
+from mediffuse.ui.uploads import open_scan, several_in, slice_of
+from mediffuse.ui.words import MODALITY_TITLES, notice, status
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class SliceControls:
                 gr.Button(example.title, size="sm", elem_id=f"{name}-example-{place}")
                 for place, example in enumerate(self.options.examples)
             ]
+        self.components["series"] = controls.series_choice(name)
         self.components["index"] = gr.Slider(
             -1, 4096, -1, step=1, label="Slice, from below", visible=False, elem_id=f"{name}-index"
         )
@@ -82,7 +83,7 @@ class SliceControls:
             visible=False,
             elem_id=f"{name}-shown",
         )
-        self.notice = gr.Markdown(visible=False, elem_classes="notice", elem_id=f"{name}-notice")
+        self.notice = controls.notice(name)
 
     def _sampling(self, speeds: tuple[str, ...]) -> None:
         name = self.options.direction
@@ -117,7 +118,7 @@ class SliceTab:
             self.panel = SlicePanel(options.direction, options.default_view)
         self.contours = self.controls.contours
         self.components = {**self.controls.components, "view": self.panel.view}
-        self.state = gr.State(None)
+        self.state = gr.State(None, time_to_live=store.keep_seconds())
         self._on_stop([*self._on_run(), *self._on_slice(), *self._on_scan()])
         self._on_truth()
         self._on_view()
@@ -129,7 +130,7 @@ class SliceTab:
     def _inputs(self, *names: str) -> dict[str, Component]:
         """The controls of some API parameters and, in the contour tab, the thresholds."""
         thresholds = self.contours.components if self.contours else {}
-        return select(self.components, (*names, *thresholds))
+        return select(self.components, (*names, *thresholds, "series"))
 
     @property
     def asked_type(self) -> type[AskedSlice]:
@@ -146,7 +147,7 @@ class SliceTab:
         return {
             "inputs_kwargs": select(self.components, parameters(self.asked_type)),
             "outputs": [*panel.pictures, panel.files, self.components["seed"], panel.status, self.state],
-            **ONE_AT_A_TIME,
+            **queued(SLICES, panel.status),
         }
 
     def _on_run(self) -> list[Dependency]:
@@ -159,7 +160,7 @@ class SliceTab:
     def _at_once(self, event) -> Dependency:
         """Translate after `event`, if it takes a moment only."""
         # What is chosen while another is translated must be translated too.
-        return event(self.run_at_once, **{**self.run_options, **PRIVATE}, trigger_mode="always_last")
+        return event(self.run_at_once, **self.run_options, api_visibility="private", trigger_mode="always_last")
 
     def _on_slice(self) -> list[Dependency]:
         previewing = {
@@ -174,22 +175,31 @@ class SliceTab:
         return [self._at_once(moved.success), self._at_once(read_anew.success)]
 
     def _on_scan(self) -> list[Dependency]:
-        scan, truth = self.components["scan"], self.components["truth"]
+        scan, truth, series = (self.components[name] for name in ("scan", "truth", "series"))
         results = self.run_options["outputs"]
         loading = {
             "fn": self.load,
             "inputs_kwargs": self._inputs("scan", "view"),
-            "outputs": [*self.preview_outputs, self.components["index"], self.components["shown"]],
+            "outputs": [*self.preview_outputs, self.components["index"], self.components["shown"], series],
             **PRIVATE,
         }
         forgetting = {"outputs": [*results, truth], **PRIVATE}
         # Only a scan that can be read replaces the last result, and its ground truth.
-        loaded = [scan.upload(**loading).success(lambda: {**self._forget(), truth: None}, **forgetting)]
-        scan.clear(lambda: {**self._forget(), self.panel.input: None, truth: None}, **forgetting)
+        uploaded = scan.upload(controls.no_series, outputs=series, **PRIVATE).success(**loading)
+        loaded = [uploaded.success(lambda: {**self._forget(), truth: None}, **forgetting)]
+        loaded.append(series.input(**loading).success(self._forget, outputs=results, **PRIVATE))
+        scan.clear(
+            lambda: {**self._forget(), self.panel.input: None, truth: None, series: controls.no_series()},
+            **{**forgetting, "outputs": [*results, truth, series]},
+        )
         for button, example in zip(self.controls.example_buttons, self.options.examples, strict=True):
             chosen = button.click(
-                lambda example=example: {scan: str(example.scan), truth: example.truth and str(example.truth)},
-                outputs=[scan, truth],
+                lambda example=example: {
+                    scan: str(example.scan),
+                    truth: example.truth and str(example.truth),
+                    series: controls.no_series(),
+                },
+                outputs=[scan, truth, series],
                 **PRIVATE,
             )
             loaded.append(chosen.success(**loading).success(self._forget, outputs=results, **PRIVATE))
@@ -214,7 +224,7 @@ class SliceTab:
             self.show_again,
             self.state,
             self.panel.pictures,
-            inputs_kwargs=select(self.components, ("scan", "index", "shown", "view")),
+            inputs_kwargs=select(self.components, ("scan", "index", "shown", "view", "series")),
             **PRIVATE,
         )
 
@@ -225,11 +235,25 @@ class SliceTab:
         return {**self.panel.empty(), self.panel.status: "", self.state: None}
 
     def _slice(self, asked: AskedSlice) -> Slice:
-        return slice_of(open_scan(asked.scan, self.source_modality, asked.shown), asked.index)
+        return slice_of(self._open(asked), asked.index)
+
+    def _open(self, asked: AskedSlice) -> Scan:
+        return open_scan(asked.scan, self.source_modality, asked.shown, asked.series)
+
+    def _undecided(self, asked: AskedSlice) -> SeveralSeriesError | None:
+        """The choice that is to be made before there is a scan to show."""
+        return several_in(asked.scan, self.source_modality, asked.series) if asked.scan else None
 
     def load(self, **values) -> Values:
-        """Show a new scan: its central slice, with the controls that fit it."""
-        scan = open_scan(self.asked_type(**values).scan, self.source_modality)
+        """Show a new scan: its central slice, with the controls that fit it; where there are several, ask which."""
+        asked = self.asked_type(**values)
+        if undecided := self._undecided(asked):
+            return {
+                self.panel.input: None,
+                self.components["series"]: controls.series_asked(undecided),
+                self.controls.notice: notice(["Choose the series to translate."]),
+            }
+        scan = self._open(asked)
         count = scan.count(scan.plane)
         return {
             **self.preview(**values),
@@ -242,13 +266,13 @@ class SliceTab:
     def preview(self, **values) -> Values:
         """Show a slice, or the same picture read in another window; the model does not run."""
         asked = self.asked_type(**values)
-        scan, source = open_scan(asked.scan, self.source_modality, asked.shown), self._slice(asked)
+        scan, source = self._open(asked), self._slice(asked)
         notes = list(scan.warnings)
         if scan.shown and asked.shown == "auto":
             notes.append(f"Read as: {PNG_WINDOWS[scan.shown]}. Choose another window if that is wrong.")
         changed = {
             self.panel.input: slice_picture(source, asked.view),
-            self.controls.notice: gr.Markdown("\n\n".join(notes), visible=bool(notes)),
+            self.controls.notice: notice(notes),
         }
         if self.contours:
             changed[self.panel.contours] = self.contours.picture(source, asked.thresholds())
@@ -257,7 +281,7 @@ class SliceTab:
     def run_at_once(self, request: gr.Request, **values) -> Iterator[Values]:
         """Translate after a new scan, slice or contrast, where that takes a moment only."""
         asked = self.asked_type(**values)
-        if asked.scan and SPEED_CHOICES[asked.speed].at_once:
+        if asked.scan and SPEED_CHOICES[asked.speed].at_once and not self._undecided(asked):
             yield from self.run(request, **values)
         else:
             # The old result is not what is asked for now.
@@ -267,6 +291,7 @@ class SliceTab:
         """Translate a slice, streaming intermediate steps; then compare it with the ground truth."""
         asked = self.asked_type(**values)
         source, settings = self._slice(asked), asked.settings()
+        asked.check_work()
         line = self.panel.status
         # Steps must not be shown beside the last result's scores; one step is over too soon to flicker.
         emptied = self.panel.empty() if SPEED_CHOICES[settings.speed].sampled else {}
@@ -283,7 +308,8 @@ class SliceTab:
         except gr.Error:
             yield {line: status("Not translated.")}
             raise
-        yield from self._finish(asked, SliceResult(self.options.direction, asked.scan, asked.shown, source, item))
+        result = SliceResult(self.options.direction, asked.scan, asked.shown, source, item, series=asked.series)
+        yield from self._finish(asked, result)
 
     def _step(self, done: runs.Step, source: Slice, view: str) -> Values:
         changed: Values = {self.panel.status: status(f"Step {done.step} of {done.steps}", done.step, done.steps)}

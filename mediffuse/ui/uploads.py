@@ -10,23 +10,48 @@ from pathlib import Path
 import gradio as gr
 
 from mediffuse.directions import WITH_ARTICLE
-from mediffuse.scan import Scan, ScanError, Slice
+from mediffuse.scan import Scan, ScanError, SeveralSeriesError, Slice
+from mediffuse.scan.archive import free_place
 from mediffuse.scan.guard import read_scan
 
 
 @functools.lru_cache(maxsize=2)
-def _read(path: str, changed: int, modality: str, window: str) -> Scan:
-    return read_scan(path, modality, window)
+def _read(path: str, changed: int, modality: str, window: str, series: str | None) -> Scan:
+    return read_scan(path, modality, window, series=series)
 
 
-def open_scan(path: str | None, modality: str, window: str = "auto") -> Scan:
+def forget() -> None:
+    """Let go of what was read last."""
+    _read.cache_clear()
+
+
+def several_in(path: str, modality: str, series: str | None = None) -> SeveralSeriesError | None:
+    """The choice between the volumes of an upload where `series` leaves one. What else is wrong is `open_scan`'s."""
+    try:
+        _read(path, _changed(path), modality, "auto", series or None)
+    except SeveralSeriesError as error:
+        return error
+    except ScanError:
+        pass
+    return None
+
+
+def open_scan(path: str | None, modality: str, window: str = "auto", series: str | None = None) -> Scan:
     """Read an upload, or what was just read. `window`: which one a picture of a CT shows."""
     if not path:
         raise gr.Error(f"First choose a {modality} scan, or click an example.", duration=10, print_exception=False)
     try:
-        return _read(path, Path(path).stat().st_mtime_ns, modality, window)
+        return _read(path, _changed(path), modality, window, series or None)
     except ScanError as error:
         raise gr.Error(str(error), duration=None, print_exception=False) from error
+
+
+def _changed(path: str) -> int:
+    """When a file was changed (ns); 0 where it is not there, which reading it says."""
+    try:
+        return Path(path).stat().st_mtime_ns
+    except (OSError, ValueError):
+        return 0
 
 
 def slice_of(scan: Scan, index: float | None) -> Slice:
@@ -38,16 +63,19 @@ def slice_of(scan: Scan, index: float | None) -> Slice:
 
 
 def read_volume(paths: list[str] | None, modality: str, series: str | None = None) -> Scan:
-    """Read one file, or the files of a DICOM series. Raises ScanError."""
+    """Read one file, or the files of a DICOM series or of another scan in parts. Raises ScanError."""
     if not paths:
         raise ScanError(f"First choose {WITH_ARTICLE[modality]}, or click an example.")
     series = series or None
     if len(paths) == 1:
         return read_scan(paths[0], modality, series=series)
     with tempfile.TemporaryDirectory(prefix="mediffuse-") as folder:
-        for place, path in enumerate(paths):
-            shutil.copy(path, Path(folder) / f"{place:05d}_{Path(path).name}")
-        return read_scan(folder, modality, series=series)
+        # Messages, and results, are called after what the visitor chose.
+        upload = Path(folder) / f"{Path(paths[0]).name[:60]} and {len(paths) - 1} more"
+        upload.mkdir()
+        for path in paths:
+            shutil.copy(path, free_place(upload, Path(path).name))
+        return read_scan(upload, modality, series=series)
 
 
 def open_volume(paths: list[str] | None, modality: str, series: str | None = None, prefix: str = "") -> Scan:

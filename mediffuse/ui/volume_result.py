@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import gradio as gr
-import nibabel as nib
 import numpy as np
 import pandas as pd
 from gradio.components import Component
@@ -21,6 +20,7 @@ from mediffuse.metrics import Scores
 from mediffuse.scan import Scan, ScanError
 from mediffuse.scan.deface import defaced, face_mask
 from mediffuse.scan.formats import stem_of
+from mediffuse.scan.guard import read_scan
 from mediffuse.scan.resample import registered, resampled
 from mediffuse.scan.write import write_dicom, write_nifti
 from mediffuse.translate.volumes import VolumeTranslation
@@ -87,11 +87,14 @@ def known_layers(paths: list[str] | None, about: str | None) -> dict[str, LayerF
     return {layer.role: LayerFile(path, layer) for layer, path in zip(layers, paths or [], strict=False)}
 
 
-def voxels_of(path: str) -> np.ndarray:
-    """The voxels (X, Y, Z) of a layer on the scan's canonical grid."""
-    native = nib.load(path)
-    voxels = np.asarray(native.dataobj, np.float32)
-    return np.asarray(nib.apply_orientation(voxels, nib.io_orientation(native.affine)))
+def voxels_of(path: str, scan: Scan, modality: str) -> np.ndarray:
+    """The voxels (X, Y, Z) of a layer of `modality` on the canonical grid of `scan`.
+
+    The page hands back what it was given, but a script may hand back anything: raises ScanError.
+    """
+    layer = read_scan(path, modality, allow_constant=True)
+    scan.check_same_grid(layer)
+    return layer.voxels
 
 
 def face_of(scan: Scan, asked: AskedVolume) -> np.ndarray | None:

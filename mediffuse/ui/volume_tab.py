@@ -19,7 +19,7 @@ from mediffuse.translate import Translator
 from mediffuse.translate.volumes import VolumeTranslation
 from mediffuse.ui import controls, runs, viewer
 from mediffuse.ui.asked import AskedVolume, parameters
-from mediffuse.ui.controls import ONE_AT_A_TIME, OPTIONS, PRIVATE, Values, select
+from mediffuse.ui.controls import OPTIONS, PRIVATE, VOLUMES, Values, queued, select
 from mediffuse.ui.examples import CT_EXAMPLES, MR_EXAMPLES, Example
 from mediffuse.ui.uploads import open_volume, read_volume
 from mediffuse.ui.volume_result import (
@@ -31,7 +31,7 @@ from mediffuse.ui.volume_result import (
     voxels_of,
     write_results,
 )
-from mediffuse.ui.words import status
+from mediffuse.ui.words import notice, status
 
 EXAMPLES = {"ct2mr": CT_EXAMPLES[0], "mr2ct": MR_EXAMPLES[0]}
 """By the directions of the tab."""
@@ -59,7 +59,7 @@ class VolumeControls:
             elem_id="volume-direction",
         )
         self.components["paths"] = gr.File(
-            label="Scan: NIfTI, NRRD, MHA, or a DICOM series (its files, or a zip)",
+            label="Scan: NIfTI, NRRD, MetaImage, MGZ, or a DICOM series (its files, or a zip)",
             file_count="multiple",
             height=130,
             elem_id="volume-scan",
@@ -69,8 +69,8 @@ class VolumeControls:
                 gr.Button(example.title, size="sm", elem_id=f"volume-example-{place}")
                 for place, example in enumerate(EXAMPLES.values())
             ]
-        self.components["series"] = gr.Radio([], label="Series", visible=False, elem_id="volume-series")
-        self.notice = gr.Markdown(visible=False, elem_classes="notice", elem_id="volume-notice")
+        self.components["series"] = controls.series_choice("volume")
+        self.notice = controls.notice("volume")
 
     def _sampling(self, speeds: tuple[str, ...]) -> None:
         contrast = self.components["contrast"] = controls.contrast_choice("volume", CONTRASTS)
@@ -142,7 +142,7 @@ class VolumeTab:
             "outputs": [series, self.controls.notice, *self.panel.outputs],
             **PRIVATE,
         }
-        self._draw_after(paths.upload(_no_series, outputs=series, **PRIVATE).success(**loading))
+        self._draw_after(paths.upload(controls.no_series, outputs=series, **PRIVATE).success(**loading))
         for choice in (series, direction, self.components["deface"]):
             self._draw_after(choice.input(**loading))
         self._draw_after(paths.clear(self._forget, outputs=loading["outputs"], **PRIVATE))
@@ -161,7 +161,7 @@ class VolumeTab:
             inputs_kwargs=select(self.components, parameters(AskedVolume)),
             outputs=self.panel.outputs,
             api_name="volume",
-            **ONE_AT_A_TIME,
+            **queued(VOLUMES, self.panel.status),
         )
         self._draw_after(running)
         controls.on_stop(self.controls.stop, self.panel.status, [running], "volume_stop")
@@ -174,7 +174,8 @@ class VolumeTab:
                 self.panel.drawn,
                 self.panel.outputs,
                 inputs_kwargs=select(self.components, ("paths", "direction", "series", "truth", "register", "deface")),
-                **{**ONE_AT_A_TIME, **PRIVATE},
+                **queued(VOLUMES, self.panel.status),
+                api_visibility="private",
             )
             self._draw_after(compared)
 
@@ -182,8 +183,8 @@ class VolumeTab:
 
     def _forget(self) -> Values:
         return {
-            self.components["series"]: gr.Radio(visible=False),
-            self.controls.notice: gr.Markdown(visible=False),
+            self.components["series"]: controls.no_series(),
+            self.controls.notice: notice([]),
             self.panel.status: "",
             **self.panel.empty(),
         }
@@ -193,7 +194,7 @@ class VolumeTab:
             self.components["direction"]: direction,
             self.components["paths"]: [str(example.scan)],
             self.components["truth"]: [str(example.truth)],
-            self.components["series"]: _no_series(),
+            self.components["series"]: controls.no_series(),
         }
 
     def load(self, **values) -> Iterator[Values]:
@@ -201,16 +202,15 @@ class VolumeTab:
         asked = AskedVolume(**values)
         emptied = {**self.panel.empty(), self.panel.status: ""}
         if not asked.paths:
-            yield {**emptied, self.controls.notice: gr.Markdown(visible=False)}
+            yield {**emptied, self.controls.notice: notice([])}
             return
         try:
             scan = read_volume(asked.paths, modalities(asked.direction)[0], asked.series)
         except SeveralSeriesError as error:
-            choices = [(title, uid) for uid, title in error.choices.items()]
             yield {
                 **emptied,
-                self.components["series"]: gr.Radio(choices, value=None, visible=True),
-                self.controls.notice: gr.Markdown("Choose the series to translate.", visible=True),
+                self.components["series"]: controls.series_asked(error),
+                self.controls.notice: notice(["Choose the series to translate."]),
             }
             return
         except ScanError as error:
@@ -224,7 +224,7 @@ class VolumeTab:
                 **emptied,
                 **self.panel.draw([anatomy_layer(scan, scan.voxels, "input", scan.modality, Path(folder))]),
                 self.panel.status: status(_size(scan)),
-                self.controls.notice: gr.Markdown("\n\n".join(scan.warnings), visible=bool(scan.warnings)),
+                self.controls.notice: notice(scan.warnings),
             }
 
     # The docstring is the API's description.
@@ -234,6 +234,7 @@ class VolumeTab:
         line = self.panel.status
         scan = open_volume(asked.paths, modalities(asked.direction)[0], asked.series)
         settings, passes = asked.settings(), asked.passes()
+        asked.check_work(scan)
         face = face_of(scan, asked)
         yield {line: status("Translating…", 0, 1)}
         try:
@@ -279,10 +280,15 @@ class VolumeTab:
             yield gr.skip()
             return
         scan = open_volume(asked.paths, source, asked.series)
+        try:
+            made = voxels_of(known["made"].path, scan, target)
+        except ScanError as error:
+            text = f"The result cannot be compared: translate again. {error}"
+            raise gr.Error(text, duration=None, print_exception=False) from error
         face = face_of(scan, asked)
         kept = [layer for role, layer in known.items() if role not in ("truth", "error")]
         with tempfile.TemporaryDirectory() as folder:
-            compared = compare(defaced(scan, face), voxels_of(known["made"].path), asked, Path(folder), face)
+            compared = compare(defaced(scan, face), made, asked, Path(folder), face)
             yield {
                 **({self.panel.status: status(" ".join(compared.notes))} if compared.notes else {}),
                 **self.panel.draw([*kept, *compared.layers]),
@@ -290,10 +296,6 @@ class VolumeTab:
             }
         if compared.refused:
             raise compared.refused
-
-
-def _no_series() -> gr.Radio:
-    return gr.Radio([], value=None, visible=False)
 
 
 def _size(scan: Scan) -> str:

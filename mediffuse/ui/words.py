@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Collection
+
+import gradio as gr
 
 from mediffuse.image.display import ERROR_SCALE, UNCERTAINTY_SCALE
 from mediffuse.metrics import Scores
@@ -33,6 +36,16 @@ def error_label(modality: str) -> str:
 def spread_label(modality: str) -> str:
     """Title of a map of the standard deviation of estimates of CT or MR."""
     return f"Uncertainty 0–{UNCERTAINTY_SCALE[modality]:.0f} {UNITS[modality]} (SD)"
+
+
+def paragraphs(texts: Collection[str]) -> str:
+    """HTML of texts of any origin: file names and tags in them are no markup."""
+    return "".join(f"<p>{html.escape(text)}</p>" for text in texts)
+
+
+def notice(texts: Collection[str]) -> gr.HTML:
+    """A value for `controls.notice`: the texts, or nothing to be seen."""
+    return gr.HTML(paragraphs(texts), visible=bool(texts))
 
 
 def status(text: str, step: int | None = None, steps: int | None = None) -> str:

@@ -40,6 +40,7 @@ def page(browser, address) -> Page:
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     failures = []
     page.on("pageerror", lambda error: failures.append(str(error)))
+    page.on("console", lambda said: failures.append(said.text) if "Content Security Policy" in said.text else None)
     page.on("request", lambda request: None if _is_own(request.url, address) else failures.append(request.url))
     page.goto(address)
     page.wait_for_selector("#ct2mr-go")

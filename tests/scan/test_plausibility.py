@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from scipy import ndimage
 
 from mediffuse.scan import read_scan
 from mediffuse.scan.plausibility import oddities
@@ -50,5 +52,42 @@ def test_what_a_dicom_says_of_itself(series, tmp_path, tag, value, said):
 
 
 def test_a_late_echo_is_t2(mr):
-    assert "T2-weighted" in oddities(replace(mr, tags={"0018|0081": "95"}))[0]
-    assert oddities(replace(mr, tags={"0018|0081": "9"})) == []
+    assert "T2-weighted" in oddities(replace(mr, tags={"EchoTime": "95"}))[0]
+    assert oddities(replace(mr, tags={"EchoTime": "9"})) == []
+
+
+def alone(ct) -> np.ndarray:
+    """Where the brain of the example is."""
+    brain = ndimage.binary_erosion((ct.voxels > 0) & (ct.voxels < 80))
+    labels, _ = ndimage.label(brain)
+    brain = labels == np.bincount(labels.ravel())[1:].argmax() + 1
+    return ndimage.binary_fill_holes(ndimage.binary_dilation(brain, iterations=2))
+
+
+def saved(tmp_path, voxels, affine):
+    nib.save(nib.Nifti1Image(voxels.astype(np.int16), affine), tmp_path / "scan.nii")
+    return tmp_path / "scan.nii"
+
+
+def test_a_brain_without_its_skull(ct, mr, tmp_path):
+    scan = read_scan(saved(tmp_path, np.where(alone(ct), mr.voxels, 0), mr.affine), "MR")
+    assert ["no scalp and skull" in text for text in scan.warnings] == [True]
+
+
+def test_a_slab(mr, tmp_path):
+    assert "a slab of 20 mm" in read_scan(saved(tmp_path, mr.voxels[:, :, 8:13], mr.affine), "MR").warnings[0]
+
+
+def test_a_head_that_is_cut_off(ct, mr, tmp_path):
+    assert "cut off at the left" in read_scan(saved(tmp_path, mr.voxels[60:], mr.affine), "MR").warnings[0]
+
+
+def test_a_face_that_was_cut_away(mr):
+    """A ball of a head with a forehead, on a block of a face that reaches as far forward, or not."""
+    x, y, z = np.ogrid[:180, :220, :200]
+    ball = ((x - 90) / 75) ** 2 + ((y - 110) / 90) ** 2 + ((z - 136) / 60) ** 2 < 1
+    for front, missing in ((200, False), (130, True)):
+        face = (np.abs(x - 90) < 50) & (y > 60) & (y < front) & (z < 80) & (z > 5)
+        voxels = np.where(ball | face, 500, 0).astype(np.float32)
+        scan = replace(mr, voxels=voxels, affine=np.eye(4), limits=(0, 1000))
+        assert any("face seems to be cut away" in text for text in oddities(scan)) == missing

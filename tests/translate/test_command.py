@@ -172,8 +172,6 @@ def test_options_are_checked_before_anything_is_read(command, ct_path, tmp_path)
         assert done.returncode == 2
         assert said in done.stderr
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
-    shutil.copy(ct_path, tmp_path / ct_path.name)
-    assert "would get one name" in command(tmp_path / ct_path.name, *given).stderr
 
 
 def test_uncertainty_of_mirrored_passes(command, ct_path, tmp_path):
@@ -201,8 +199,77 @@ def test_a_zip_of_several_series_asks_for_one(command, series, two_series, tmp_p
     assert done.returncode == 1
     assert "holds 2 series" in done.stderr
     uid = pydicom.dcmread(next(series.iterdir())).SeriesInstanceUID
+    assert f"{uid} (Head: CT, 20 slices)" in done.stderr
     done = command(*given, "--series", uid)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_zip_of_a_ct_and_an_mri_needs_no_choice(command, ct_and_mr, tmp_path):
+    done = command(ct_and_mr, "--to", "mri", "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "1 translated" in done.stdout
+
+
+def test_a_series_of_two_echoes_asks_for_one_of_them(series, tmp_path, command):
+    for echo in (1, 2):
+        for number, path in enumerate(series.iterdir()):
+            one = pydicom.dcmread(path)
+            one.EchoNumbers, one.EchoTime = echo, str(echo * 10)
+            one.SOPInstanceUID = one.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{echo}.{number}"
+            (tmp_path / "in").mkdir(exist_ok=True)
+            one.save_as(tmp_path / "in" / f"{echo}_{number}")
+    given = (tmp_path / "in", "--to", "mri", "--output", tmp_path / "out")
+    done = command(*given)
+    assert done.returncode == 1
+    key = f"{one.SeriesInstanceUID}:2"
+    assert f"{key} (Head: CT, echo 2 of 20 ms, 20 slices)" in done.stderr
+    assert command(*given, "--series", key).returncode == 0
+    (made,) = (tmp_path / "out").glob("*.nii.gz")
+    assert made.name.endswith("_2_synthetic_mri.nii.gz")
+
+
+def test_of_a_patients_folder_only_the_scan_that_is_needed_is_made(command, ct, ct_path, mr_path, tmp_path):
+    data = tmp_path / "data" / "1BA001"
+    data.mkdir(parents=True)
+    shutil.copy(ct_path, data / "ct.nii.gz")
+    shutil.copy(mr_path, data / "mr.nii.gz")
+    nib.save(nib.Nifti1Image(ct.head_mask().astype(np.uint8), ct.affine), data / "mask.nii.gz")
+    done = command(tmp_path / "data", "--to", "mri", "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "mr.nii.gz: left out: it looks like an MRI" in done.stderr
+    assert "mask.nii.gz: left out: mask.nii.gz is a mask" in done.stderr
+    assert "1 translated" in done.stdout
+    assert "2 left out; 0 failed" in done.stdout
+    assert [p.name for p in (tmp_path / "out" / "1BA001").glob("*.nii.gz")] == ["ct_synthetic_mri.nii.gz"]
+
+
+def test_files_of_one_name_get_names_by_their_folders(ct_path, tmp_path):
+    given = []
+    for patient in "ab":
+        for session in "12":
+            folder = tmp_path / patient / session
+            folder.mkdir(parents=True)
+            given.append(str(shutil.copy(ct_path, folder / "mr.nii.gz")))
+    jobs, _ = find_jobs(given, tmp_path / "out", "ct")  # as the shell expands */*/mr.nii.gz
+    assert [str(job.name) for job in jobs] == ["a/1/mr", "a/2/mr", "b/1/mr", "b/2/mr"]
+    jobs, _ = find_jobs([given[0], given[2]], tmp_path / "out", "ct")
+    assert [str(job.name) for job in jobs] == ["a/1/mr", "b/1/mr"]
+    jobs, _ = find_jobs(given[:2], tmp_path / "out", "ct")
+    assert [str(job.name) for job in jobs] == ["1/mr", "2/mr"]
+
+
+def test_files_are_found_by_what_is_in_them(series, ct_path, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "scan").write_bytes(ct_path.read_bytes())
+    (data / "notes").write_text("no scan")
+    one = pydicom.dcmread(next(series.iterdir()))
+    bare = pydicom.Dataset()
+    bare.update({element.tag: element for element in one})
+    bare.save_as(data / "IM1", implicit_vr=True, little_endian=True, enforce_file_format=False)
+    jobs, problems = find_jobs([str(data)], tmp_path / "out", "mri")
+    assert not problems
+    assert sorted((job.path.name, job.series) for job in jobs) == [("data", one.SeriesInstanceUID), ("scan", None)]
 
 
 def test_nifti_of_a_real_dicom_series_lies_where_dcm2niix_puts_it(command, tmp_path):

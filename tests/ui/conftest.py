@@ -1,0 +1,33 @@
+"""A server with tiny checkpoints in this process, and the app as a process of its own."""
+
+from __future__ import annotations
+
+import pytest
+
+from mediffuse.translate.checkpoints import VARIABLE
+from tests import tiny
+from tools.load import Visitor
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory):
+    return tiny.save_all(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def served(checkpoints):
+    from mediffuse.ui.page import build, launch_options
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, str(checkpoints))
+        demo = build()
+        demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+        yield demo
+        demo.close()
+
+
+@pytest.fixture
+def visitor(served):
+    """Makes visitors of that server, each with a session of its own."""
+    functions = {fn.api_name: number for number, fn in served.fns.items() if fn.api_name}
+    return lambda: Visitor(served.local_url.rstrip("/"), functions)
