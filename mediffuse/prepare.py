@@ -48,7 +48,8 @@ class LayoutError(ValueError):
 class Plan:
     """How to prepare: planes, slices on either side of the central one, side of the model image in
     pixels, MR contrast (None: by the folder's name), share of patients per split where folders do
-    not say, a split that all patients go to, if any, and whether to stop at the first scan that is odd."""
+    not say, a split that all patients go to, if any, whether to stop at the first scan that is odd, and whether
+    to keep pairs that do not lie on each other, which are told of in any case."""
 
     planes: tuple[str, ...] = ("axial",)
     around: int = 0
@@ -57,6 +58,7 @@ class Plan:
     fractions: dict[str, float] = field(default_factory=lambda: {"val": 0.1, "test": 0.1})
     split: str | None = None
     strict: bool = False
+    keep_apart: bool = False
 
 
 def prepare(
@@ -310,14 +312,14 @@ def _read_pair(patient: Patient) -> tuple[Scan, Scan, Scan | None]:
     return ct, mr, mask
 
 
-def check_alignment(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> str | None:
+def check_alignment(pairs: Sequence[tuple[np.ndarray, np.ndarray]], *, keep_apart: bool) -> str | None:
     """What to say of a pair of which it is in doubt that it lies on each other: see `alignment`.
 
-    Raises ScanError where it surely does not.
+    Raises ScanError where it surely does not, unless `keep_apart`.
     """
     several = len(pairs) > 1
     found = alignment(pairs)
-    if found < APART[several]:
+    if found < APART[several] and not keep_apart:
         raise ScanError(
             f"CT and MRI do not lie on each other (mutual information {found:.2f} of that when shifted, and it should "
             f"be over {DOUBTFUL[several]:g}): register them first."
@@ -348,7 +350,7 @@ def from_volumes(patients: Sequence[Patient], source: str, writer: Writer) -> in
             continue
         try:
             ct, mr, mask = _read_pair(patient)
-            doubt = check_alignment(_central_slices(ct, mr))
+            doubt = check_alignment(_central_slices(ct, mr), keep_apart=writer.plan.keep_apart)
         except ScanError as error:
             writer.leave_out(patient.name, source, str(error))
             continue
@@ -418,7 +420,7 @@ def from_pngs(folder: Path, writer: Writer) -> int:
         if plane not in writer.plan.planes:
             continue
         try:
-            found = _read_pictures(path, name)
+            found = _read_pictures(path, name, keep_apart=writer.plan.keep_apart)
         except ScanError as error:
             writer.leave_out(patient, folder.name, f"{path.name}: {error}")
             continue
@@ -465,7 +467,7 @@ def _levels(grey: np.ndarray) -> np.ndarray:
     return np.round(grey * np.float32(255), 3)
 
 
-def _read_pictures(path: Path, name: str) -> Pictures:
+def _read_pictures(path: Path, name: str, *, keep_apart: bool) -> Pictures:
     """The pair of pictures `name`, of which the CT is at `path`. Raises ScanError for what cannot be learnt from."""
     mr_path, mask_path = (path.with_name(f"{name}_{kind}.png") for kind in ("mr", "mask"))
     for part in (path, mr_path):
@@ -490,7 +492,7 @@ def _read_pictures(path: Path, name: str) -> Pictures:
         for part, look, right in ((path, looks[0], "CT"), (mr_path, looks[1], "MR"))
         if look not in (None, right)
     ]
-    doubt = check_alignment([(ct, mr)])
+    doubt = check_alignment([(ct, mr)], keep_apart=keep_apart)
     return Pictures(ct, mr, None if mask is None else mask > 127, [*ct_said, *mr_said, *odd, *filter(None, [doubt])])
 
 

@@ -172,7 +172,9 @@ def _prepared(given: Path, name: str, args: argparse.Namespace, splits: list[str
     shutil.rmtree(output, ignore_errors=True)
     # Where the folder does not split its patients, all are measured.
     split = "wild" if wild else None if any((given / s).is_dir() for s in SPLITS) else splits[0]
-    made = prepare([given], output, Plan((args.plane,), args.around, contrast=args.contrast, split=split))
+    # What does not lie on each other is measured, too, and flagged.
+    plan = Plan((args.plane,), args.around, contrast=args.contrast, split=split, keep_apart=True)
+    made = prepare([given], output, plan)
     if not set(made) - {"unpaired"}:
         raise DatasetError(f"{given} holds no pairs of CT and MRI.")
     return output, [f"{line} (left out)" for line in left_out(output)]

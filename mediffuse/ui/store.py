@@ -24,7 +24,7 @@ except ImportError:  # Windows
 
 VARIABLE = "GRADIO_TEMP_DIR"
 KEEP = "MEDIFFUSE_KEEP_MINUTES"
-_PREFIX = "process-"
+_PREFIX, _VISITORS, _WORK = "process-", "visitors", "work"
 
 
 def keep_seconds() -> float:
@@ -51,8 +51,8 @@ def own_folder() -> Path:
     """
     given = os.environ.get(VARIABLE)
     parent = Path(given or Path(tempfile.gettempdir()) / f"mediffuse-{getattr(os, 'getuid', lambda: 0)()}").resolve()
-    if parent.name.startswith(_PREFIX):  # of the process that started this one
-        parent = parent.parent
+    if parent.parent.name.startswith(_PREFIX):  # of the process that started this one
+        parent = parent.parent.parent
     parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
     held = _hold(folder)
@@ -61,7 +61,9 @@ def own_folder() -> Path:
         if descriptor is not None:
             shutil.rmtree(other, ignore_errors=True)
             os.close(descriptor)
-    os.environ[VARIABLE] = str(folder)
+    # Gradio copies no file that is in its folder already: what is made elsewhere must not be.
+    (folder / _VISITORS).mkdir()
+    os.environ[VARIABLE] = str(folder / _VISITORS)
     atexit.register(_leave, folder, held, os.getpid())
     return folder
 
@@ -90,7 +92,7 @@ def _leave(folder: Path, held: int | None, process: int) -> None:
 
 def take_all_temporary_files() -> None:
     """Have this process and those it starts put all their temporary files into its folder too."""
-    folder = own_folder() / "work"
+    folder = own_folder() / _WORK
     folder.mkdir(exist_ok=True)
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
 
@@ -134,7 +136,7 @@ def sweep(seconds: float, in_use: Iterator[str] = ()) -> int:
         for name in names:
             deleted += _delete_if_older(Path(place) / name, oldest, Path.unlink)
         for name in folders:
-            if name != "work":
+            if name not in (_VISITORS, _WORK):
                 _delete_if_older(Path(place) / name, oldest, Path.rmdir)
     return deleted
 

@@ -73,7 +73,7 @@ PAST = {
     "nested sequences": ("a.dcm", lambda: fuzz.nested(20_000), "cannot be read"),
     # Took gigabytes, or minutes.
     "large voxels": ("a.nii.gz", lambda: volume((400, 400, 160), 5, 5, 5), None),
-    "long voxels": ("a.nii.gz", lambda: volume((400, 400, 40), 0.01, 0.01, 900), None),
+    "long voxels": ("a.nii.gz", lambda: volume((400, 400, 40), 0.01, 0.01, 900), "no usable position"),
     "voxels to register": ("register.nii.gz", lambda: volume((150, 150, 150), 60, 60, 60), "too large"),
     "a far slice": ("a.zip", far_slice, "apart|no usable position"),
     "a length that is not there": ("a.dcm", damaged_length, "cannot be read|more memory"),
