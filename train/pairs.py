@@ -122,6 +122,7 @@ def check_val(options: Options, directions: list[str]) -> None:
     """Raises DatasetError if the val split is wanted, but missing or without pairs for one of `directions`."""
     if not options.validate_images:
         return
+    read_rows(options.data / "train")  # where there is no dataset at all, that is what to say
     folder = options.data / "val"
     rows = read_rows(folder) if (folder / "metadata.jsonl").is_file() else []
     for direction in directions:
