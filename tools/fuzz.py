@@ -550,9 +550,7 @@ def case(seed: int, number: int) -> Case:
 
 # What became of it.
 
-_SHOWS_PATH = re.compile(
-    r"Traceback|File \"|line \d+, in|site-packages|/tmp|/home|/root|/usr/|/etc/|0x[0-9a-f]{8}"
-)
+_SHOWS_PATH = re.compile(r"Traceback|File \"|line \d+, in|site-packages|/tmp|/home|/root|/usr/|/etc/|0x[0-9a-f]{8}")
 
 
 def tells(text: str, name: str) -> str:

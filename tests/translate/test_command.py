@@ -1,5 +1,6 @@
 """The command line that translates volumes, as a script runs it."""
 
+import json
 import locale
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import pydicom
 import pytest
 
 from mediffuse.scan import read_scan
+from mediffuse.scan.deface import face_mask
 from mediffuse.scan.write import write_dicom
 from mediffuse.translate.jobs import find_jobs
 from tests import tiny
@@ -299,3 +301,22 @@ def test_dicom_out_is_read_alike_by_dcm2niix(command, ct_path, tmp_path):
     assert ours.shape == theirs.shape
     np.testing.assert_allclose(ours.affine, theirs.affine, atol=1e-3)
     np.testing.assert_allclose(ours.get_fdata(), theirs.get_fdata(), atol=0.51)
+
+
+def test_a_face_is_blanked_on_request_and_that_is_said(command, ct, ct_path, tmp_path):
+    done = command(ct_path, "--to", "mri", "--format", "nifti", "--format", "dicom", "--deface", "--output", tmp_path)
+    assert done.returncode == 0, done.stderr
+    made = nib.load(tmp_path / "head_ct_synthetic_mri.nii.gz")
+    assert made.header["descrip"].tobytes().rstrip(b"\0").endswith(b"defaced")
+    face = face_mask(ct)
+    voxels = read_scan(tmp_path / "head_ct_synthetic_mri.nii.gz", "MR", allow_constant=True).voxels
+    assert face.any()
+    assert (voxels[face] == 0).all()
+    assert voxels[ct.head_mask() & ~face].mean() > 0
+    assert json.loads((tmp_path / "head_ct_synthetic_mri.json").read_text())["defaced"] is True
+    one = pydicom.dcmread(next((tmp_path / "head_ct_synthetic_mri_dicom").iterdir()))
+    assert one.RecognizableVisualFeatures == "NO"
+    # A result whose face is there is another one.
+    again = command(ct_path, "--to", "mri", "--output", tmp_path)
+    assert again.returncode == 1
+    assert "defaced" in again.stderr
