@@ -54,14 +54,10 @@ def _shifted(image: np.ndarray, axis: int, step: int) -> np.ndarray:
     return moved
 
 
-def _mutual_information(first: np.ndarray, second: np.ndarray, bins: int = 32) -> float:
+def _mutual_information(first: np.ndarray, second: np.ndarray) -> float:
     """Normalised mutual information less 1, in [0, 1]: 0 for images that tell nothing of each other."""
+    from skimage.metrics import normalized_mutual_information
+
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return 0.0
-    levels = [
-        np.minimum((image - image.min()) * (bins / np.ptp(image)), bins - 1).astype(int) for image in (first, second)
-    ]
-    counts = np.bincount((levels[0] * bins + levels[1]).ravel(), minlength=bins * bins)
-    joint = counts.reshape(bins, bins) / first.size
-    entropies = [-float((p[p > 0] * np.log(p[p > 0])).sum()) for p in (joint.sum(0), joint.sum(1), joint)]
-    return (entropies[0] + entropies[1]) / entropies[2] - 1
+    return float(normalized_mutual_information(first, second, bins=32)) - 1

@@ -8,8 +8,12 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _PREFIX = ".writing-"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -22,7 +26,7 @@ def complete(path: Path) -> Iterator[Path]:
 
     It lies in a hidden folder beside `path`. What a killed process leaves there, `remove_leftovers` removes.
     """
-    with _locked_folder(path.parent) as folder:
+    with locked_folder(path.parent, _PREFIX) as folder:
         part = folder / path.name
         yield part
         for written in part.iterdir() if part.is_dir() else [part]:
@@ -39,9 +43,21 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8", newline="")
 
 
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Write an 8-bit picture, grey (H, W) or BGR (H, W, 3). Raises OSError, where cv2.imwrite is silent."""
+    import cv2
+
+    path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes left of files that they were writing in `folder` and below."""
-    for left in [path for path in folder.rglob(f"{_PREFIX}*") if path.is_dir()]:
+    remove_unlocked(folder.rglob(f"{_PREFIX}*"))
+
+
+def remove_unlocked(folders: Iterable[Path]) -> None:
+    """Remove the folders, made by `locked_folder`, of processes that do not live any more."""
+    for left in [path for path in folders if path.is_dir() and not path.is_symlink()]:
         with contextlib.suppress(OSError), _lock(left):  # elsewhere a process is at work on it
             shutil.rmtree(left, ignore_errors=True)
 
@@ -68,10 +84,11 @@ def trouble(error: OSError) -> str | None:
 
 
 @contextlib.contextmanager
-def _locked_folder(parent: Path) -> Iterator[Path]:
-    """A new folder in `parent`, locked for as long as this process lives, and gone after the block."""
+def locked_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """A new folder in `parent`, its name begun by `prefix`: locked for as long as this process lives, and gone after
+    the block."""
     while True:
-        folder = Path(tempfile.mkdtemp(dir=parent, prefix=_PREFIX))
+        folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(_lock(folder))

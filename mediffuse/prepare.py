@@ -19,7 +19,7 @@ from tqdm import tqdm
 from mediffuse.alignment import APART, DOUBTFUL, alignment
 from mediffuse.dataset import Row
 from mediffuse.directions import prompt_for
-from mediffuse.files import complete, remove_leftovers, write_text
+from mediffuse.files import complete, remove_leftovers, write_png, write_text
 from mediffuse.image.ct_picture import guess_picture_modality, guess_png_window, png_ct_to_hu
 from mediffuse.image.intensity import AIR_HU, CT_WINDOWS, encode_ct, encode_mr, to_uint8, window
 from mediffuse.image.letterbox import Letterbox, resize
@@ -191,7 +191,7 @@ class Writer:
         path.parent.mkdir(parents=True, exist_ok=True)
         if image.ndim == 3:
             image = image[..., ::-1]
-        path.write_bytes(cv2.imencode(".png", image)[1].tobytes())  # imwrite is silent where the disk is full
+        write_png(path, image)
         return path.name
 
     def pair(self, split: str, name: str, pair: Pair) -> None:

@@ -11,8 +11,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from mediffuse.scan import read_scan
-from mediffuse.translate.checkpoints import VARIABLE
-from tests import tiny
+from tests import serving, tiny
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +21,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def demo(folder):
-    from mediffuse.ui.page import build, launch_options
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(VARIABLE, str(folder))
-        demo = build()
-        demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    with serving.served(folder) as demo:
         yield demo
-        demo.close()
 
 
 @pytest.fixture(scope="module")
@@ -185,20 +178,12 @@ def test_an_mri_in_the_ct_tab_is_warned_of(client, mr_path):
 
 
 def test_one_broken_checkpoint_leaves_the_other_tabs(folder, tmp_path, ct_path):
-    from mediffuse.ui.page import build, launch_options
-
     shutil.copytree(folder / "controlnet", tmp_path / "controlnet")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(VARIABLE, str(tmp_path))
-        demo = build()
-        demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
-        try:
-            client = Client(demo.local_url, verbose=False)
-            with pytest.raises(AppError, match="There is no checkpoint for this direction"):
-                call(client, "/ct_to_mri", ct_path)
-            assert "Done" in call(client, "/contours_to_mri", ct_path)["status"]
-        finally:
-            demo.close()
+    with serving.served(tmp_path) as demo:
+        client = Client(demo.local_url, verbose=False)
+        with pytest.raises(AppError, match="There is no checkpoint for this direction"):
+            call(client, "/ct_to_mri", ct_path)
+        assert "Done" in call(client, "/contours_to_mri", ct_path)["status"]
 
 
 def test_nothing_is_left_of_a_run(client, ct_path):

@@ -20,26 +20,15 @@ from mediffuse.scan import Slice
 from mediffuse.translate import Settings, Translator, direct
 from mediffuse.translate.checkpoints import Checkpoints
 from tests import tiny
+from tests.serving import python
 from train.pairs import PairDataset
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def command(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=ROOT,
-        env=tiny.cpu_environment(),
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 def train(script, *arguments) -> str:
     # As `accelerate launch` does for one process, without its own start-up.
-    done = command(ROOT / "train" / script, *arguments)
+    done = python(ROOT / "train" / script, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -164,7 +153,7 @@ def test_killed_at_any_step_a_run_ends_where_an_unbroken_one_ends(work, tmp_path
     whole = work / "ip2p"  # of one process
     if launch:
         whole = tmp_path / "whole"
-        done = command(*given, whole)
+        done = python(*given, whole)
         assert done.returncode == 0, done.stdout + done.stderr
         details = json.loads((whole / "ip2p" / "mediffuse.json").read_text())["training"]
         assert (details["processes"], details["batch_size"]) == (2, 4)
@@ -173,7 +162,7 @@ def test_killed_at_any_step_a_run_ends_where_an_unbroken_one_ends(work, tmp_path
     killed(broken / ".checkpoint-2", *given, broken)  # while it is written
     if not launch:
         killed(broken / "checkpoint-3", *given, broken)
-    done = command(*given, broken)
+    done = python(*given, broken)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Resuming from" in done.stdout
     assert not list(broken.glob(".checkpoint-*"))
@@ -464,7 +453,7 @@ def test_one_step_refuses_a_base_of_another_schedule(work, tmp_path):
     shutil.copytree(work / "ip2p" / "ip2p", tmp_path / "base")
     path = tmp_path / "base" / "scheduler" / "scheduler_config.json"
     path.write_text(path.read_text().replace("v_prediction", "epsilon"))
-    done = command("train/onestep.py", "--config", work / "tiny.yaml", "--base", tmp_path / "base")
+    done = python("train/onestep.py", "--config", work / "tiny.yaml", "--base", tmp_path / "base")
     assert done.returncode != 0
     assert "another schedule" in done.stderr
 
@@ -487,7 +476,7 @@ def test_direct_unet_takes_contours_alone(work, tmp_path):
     given = ["--config", work / "tiny.yaml", "--output", tmp_path, "--steps", 1]
     train("baseline.py", *given, "--directions", "[contour2mr]")
     assert direct.is_direct(tmp_path / "direct")
-    done = command("train/baseline.py", *given, "--directions", "[contour2mr, ct2mr]")
+    done = python("train/baseline.py", *given, "--directions", "[contour2mr, ct2mr]")
     assert done.returncode != 0
     assert "train it alone" in done.stderr
 
@@ -512,7 +501,7 @@ def test_epsilon_trains_and_is_judged_by_sampling(work, tmp_path):
     assert "ct2mr_psnr" in (tmp_path / "validation.csv").read_text()
     scheduler = json.loads((tmp_path / "ip2p" / "scheduler" / "scheduler_config.json").read_text())
     assert (scheduler["prediction_type"], scheduler["rescale_betas_zero_snr"]) == ("epsilon", False)
-    done = command("train/ip2p.py", *given)
+    done = python("train/ip2p.py", *given)
     assert done.returncode != 0
     assert "no fast path" in done.stderr
 
@@ -557,7 +546,7 @@ def test_two_processes_learn_what_one_learns_of_the_same_samples(work, tmp_path)
     given = ["--config", work / "tiny.yaml", "--steps", 3, "--validate-images", 0, "--learning-rate", 0.01]
     for name, launch, size in (("one", [], 4), ("two", LAUNCH, 2)):
         own = ["--output", tmp_path / name, "--batch-size", size]
-        done = command(*launch, ROOT / "train" / "baseline.py", *given, *own)
+        done = python(*launch, ROOT / "train" / "baseline.py", *given, *own)
         assert done.returncode == 0, done.stdout + done.stderr
     one, two = (
         [float(line.split(",")[1]) for line in (tmp_path / name / "log.csv").read_text().splitlines()[1:]]
@@ -580,7 +569,7 @@ def test_full_precision_where_the_processor_has_no_bfloat16(work, tmp_path, monk
 
 def test_clear_error_without_data(tmp_path):
     for script in ("autoencoder.py", "ip2p.py"):
-        done = command(f"train/{script}", "--data", tmp_path / "none", "--output", tmp_path / "out")
+        done = python(f"train/{script}", "--data", tmp_path / "none", "--output", tmp_path / "out")
         assert done.returncode != 0
         assert "Run train/prepare.py first" in done.stderr
 
@@ -613,7 +602,7 @@ def test_what_does_not_fit_is_told_before_anything_is_trained(work, tmp_path):
 
 
 def test_clear_error_without_autoencoder(work, tmp_path):
-    done = command("train/ip2p.py", "--config", work / "tiny.yaml", "--vae-dir", tmp_path, "--output", tmp_path / "out")
+    done = python("train/ip2p.py", "--config", work / "tiny.yaml", "--vae-dir", tmp_path, "--output", tmp_path / "out")
     assert done.returncode != 0
     assert "--vae-dir or --base" in done.stderr
 

@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +13,13 @@ from mediffuse.scan import Slice
 from mediffuse.translate import Settings, Translator
 from mediffuse.translate.checkpoints import Checkpoints
 from tests import tiny
+from tests.serving import python
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def stages(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "train/stages.py", *map(str, arguments)],
-        cwd=ROOT,
-        env=tiny.cpu_environment(),
-        check=False,
-        capture_output=True,
-        text=True,
-    )
+    return python("train/stages.py", *arguments)
 
 
 @pytest.fixture

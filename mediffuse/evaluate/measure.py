@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
@@ -23,6 +22,7 @@ from mediffuse.evaluate.candidates import Model
 from mediffuse.evaluate.registration import Registration, misregistration
 from mediffuse.evaluate.rows import Details, ProtocolScores
 from mediffuse.evaluate.score import body_of, checked_score, details, grey
+from mediffuse.files import write_png
 from mediffuse.image.intensity import decode
 
 
@@ -108,7 +108,7 @@ class Store:
     def picture(self, key: str, image: np.ndarray) -> str:
         """Save an 8-bit grey picture; its path in the output folder."""
         path = self.pictures / f"{key[:24]}.png"
-        path.write_bytes(cv2.imencode(".png", image)[1].tobytes())  # imwrite is silent where the disk is full
+        write_png(path, image)
         return path.relative_to(self.output).as_posix()
 
 

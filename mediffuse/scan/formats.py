@@ -43,7 +43,7 @@ def kind_of(path: Path) -> str:
 
     Told by its first bytes or, where those are damaged, by its name. Raises ScanError for other files.
     """
-    kind = _kind_by_content(path) or next((k for e, k in _BY_NAME.items() if path.name.lower().endswith(e)), None)
+    kind = _kind(path)
     if kind:
         return kind
     if path.suffix.lower() in DATA_OF:
@@ -59,7 +59,7 @@ def kind_of(path: Path) -> str:
 
 def may_be_volume(path: Path) -> bool:
     """Whether a file in a folder is a volume that is no DICOM, or its header; zips only where they are called so."""
-    kind = _kind_by_content(path) or next((k for e, k in _BY_NAME.items() if path.name.lower().endswith(e)), None)
+    kind = _kind(path)
     if kind == "zip":
         return path.suffix.lower() == ".zip"
     return kind in ("nifti", "mgh", "nrrd", "mha") or (kind == "pair" and path == _pair_of(path)[0])
@@ -68,6 +68,12 @@ def may_be_volume(path: Path) -> bool:
 _PICTURE_STARTS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 _NIFTI_SIZES = {s.to_bytes(4, order): start for s, start in ((348, 344), (540, 4)) for order in ("little", "big")}
 """First bytes of NIfTI-1 and -2, and where their next ones stand."""
+
+
+def _kind(path: Path) -> str | None:
+    """As `kind_of`; None for other files."""
+    by_name = (kind for end, kind in _BY_NAME.items() if path.name.lower().endswith(end))
+    return _kind_by_content(path) or next(by_name, None)
 
 
 def _kind_by_content(path: Path) -> str | None:

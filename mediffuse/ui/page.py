@@ -42,7 +42,6 @@ SESSIONS = 128
 def build() -> gr.Blocks:
     """The demo, ready for `launch(**launch_options())`. Checkpoints load when first used, except on
     ZeroGPU, where they must be placed on CUDA at start."""
-    guard.warm_up()
     translator = Translator(Checkpoints())
     if zero_gpu.ACTIVE:
         for direction in DIRECTIONS:
@@ -135,4 +134,5 @@ def serve(demo: gr.Blocks, argv: Sequence[str] | None = None) -> None:
     store.leave_on_sigterm()
     with faults.said():
         store.take_all_temporary_files()
+        guard.warm_up()
         demo.launch(**launch_options(), **options)

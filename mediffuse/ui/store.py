@@ -17,10 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from mediffuse import files
 
 VARIABLE = "GRADIO_TEMP_DIR"
 KEEP = "MEDIFFUSE_KEEP_MINUTES"
@@ -54,40 +51,20 @@ def own_folder() -> Path:
     if parent.parent.name.startswith(_PREFIX):  # of the process that started this one
         parent = parent.parent.parent
     parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-    held = _hold(folder)
-    for other in parent.glob(f"{_PREFIX}*"):
-        descriptor = _hold(other) if other != folder and other.is_dir() and not other.is_symlink() else None
-        if descriptor is not None:
-            shutil.rmtree(other, ignore_errors=True)
-            os.close(descriptor)
+    kept = contextlib.ExitStack()
+    folder = kept.enter_context(files.locked_folder(parent, _PREFIX))
+    if os.name == "posix":  # elsewhere there is no telling whose process lives
+        files.remove_unlocked(parent.glob(f"{_PREFIX}*"))
     # Gradio copies no file that is in its folder already: what is made elsewhere must not be.
     (folder / _VISITORS).mkdir()
     os.environ[VARIABLE] = str(folder / _VISITORS)
-    atexit.register(_leave, folder, held, os.getpid())
+    atexit.register(_leave, kept, os.getpid())
     return folder
 
 
-def _hold(folder: Path) -> int | None:
-    """Hold a folder as long as this process lives: a file descriptor, or None if another process holds it."""
-    if fcntl is None:
-        return None
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(descriptor)
-            return None
-        return descriptor
-    return None
-
-
-def _leave(folder: Path, held: int | None, process: int) -> None:
+def _leave(kept: contextlib.ExitStack, process: int) -> None:
     if os.getpid() == process:  # not in a fork of it
-        shutil.rmtree(folder, ignore_errors=True)
-        if held is not None:
-            os.close(held)
+        kept.close()
 
 
 def take_all_temporary_files() -> None:

@@ -5,6 +5,8 @@ import shutil
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
+from tests.serving import served
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SOFTWARE_WEBGL = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
 """The viewer draws with WebGL, which a machine without a GPU has by this only."""
@@ -12,15 +14,8 @@ SOFTWARE_WEBGL = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--i
 
 @pytest.fixture(scope="session")
 def address():
-    from mediffuse.translate.checkpoints import VARIABLE
-    from mediffuse.ui.page import build, launch_options
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv(VARIABLE, raising=False)
-        demo = build()
-        demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    with served() as demo:
         yield demo.local_url
-        demo.close()
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import json
 import locale
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -18,6 +17,7 @@ from mediffuse.scan.write import write_dicom
 from mediffuse.translate.jobs import find_jobs
 from tests import tiny
 from tests.conftest import ROOT
+from tests.serving import python
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +28,7 @@ def checkpoints(tmp_path_factory):
 @pytest.fixture(scope="module")
 def command(checkpoints):
     def run(*arguments, launch=("-m", "mediffuse.translate")) -> subprocess.CompletedProcess:
-        words = [sys.executable, *launch, *map(str, arguments), "--checkpoint", str(checkpoints)]
-        return subprocess.run(
-            words, cwd=ROOT, env=tiny.cpu_environment(), check=False, capture_output=True, encoding="utf-8", timeout=300
-        )
+        return python(*launch, *arguments, "--checkpoint", checkpoints)
 
     return run
 

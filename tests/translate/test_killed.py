@@ -15,6 +15,7 @@ import pytest
 from mediffuse import files
 from tests import tiny
 from tests.conftest import ROOT
+from tests.serving import python
 
 
 @pytest.fixture(scope="module")
@@ -74,16 +75,8 @@ def test_killed_at_random_and_run_again(scan, checkpoints, tmp_path):
 @pytest.fixture
 def run(checkpoints, scan, tmp_path):
     def run(*options) -> subprocess.CompletedProcess:
-        words = [sys.executable, "-m", "mediffuse.translate", scan, "--to", "mri", "--output", tmp_path / "out"]
-        return subprocess.run(
-            [*map(str, [*words, "--checkpoint", checkpoints, *options])],
-            cwd=ROOT,
-            env=tiny.cpu_environment(),
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        words = ["-m", "mediffuse.translate", scan, "--to", "mri", "--output", tmp_path / "out"]
+        return python(*words, "--checkpoint", checkpoints, *options)
 
     return run
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mediffuse.translate.checkpoints import VARIABLE
-from tests import tiny
+from tests import serving, tiny
 from tools.load import Visitor
 
 
@@ -16,14 +15,8 @@ def checkpoints(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def served(checkpoints):
-    from mediffuse.ui.page import build, launch_options
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(VARIABLE, str(checkpoints))
-        demo = build()
-        demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    with serving.served(checkpoints) as demo:
         yield demo
-        demo.close()
 
 
 @pytest.fixture
