@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,3 +50,9 @@ def python(*arguments: object) -> subprocess.CompletedProcess:
         encoding="utf-8",
         timeout=600,
     )
+
+
+def in_a_loop(coroutine: Coroutine) -> object:
+    """Run a coroutine to its end, in a thread: Playwright keeps a loop of its own going in the main one."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()

@@ -1,6 +1,5 @@
 """What the server answers, to whom, and in which words."""
 
-import asyncio
 import contextlib
 import hashlib
 import json
@@ -13,6 +12,7 @@ from starlette.middleware import Middleware
 
 from mediffuse.ui import server
 from mediffuse.ui.page import command_line, launch_options
+from tests.serving import in_a_loop
 from tools.load import SCAN, Busy, Failed, slice_values, volume_values
 
 ACTIONS = ("queue/join", "run/ct_to_mri", "api/ct_to_mri", "call/ct_to_mri")
@@ -154,7 +154,7 @@ def test_values_out_of_range_get_a_sentence(visitor, changed):
             assert "values do not fit" in str(refused.value)
             assert "<img" not in str(refused.value)
 
-    asyncio.run(run())
+    in_a_loop(run())
 
 
 def test_files_come_by_upload_only(visitor):
@@ -173,7 +173,7 @@ def test_files_come_by_upload_only(visitor):
                 assert said in str(refused.value)
                 assert "passwd" not in str(refused.value)
 
-    asyncio.run(run())
+    in_a_loop(run())
 
 
 def test_a_file_that_is_gone_is_said(visitor):
@@ -186,7 +186,7 @@ def test_a_file_that_is_gone_is_said(visitor):
             with pytest.raises(Failed, match="not on the server any more"):
                 await one.run("ct_to_mri", slice_values(scan))
 
-    asyncio.run(run())
+    in_a_loop(run())
 
 
 def test_too_much_work_is_refused_with_what_to_lower(visitor):
@@ -201,7 +201,7 @@ def test_too_much_work_is_refused_with_what_to_lower(visitor):
             with pytest.raises(Failed, match=r"at most 8,000\. Lower the steps, the samples or the planes"):
                 await one.run("volume", volume_values(scan, planes=["axial", "coronal", "sagittal"], **many))
 
-    asyncio.run(run())
+    in_a_loop(run())
 
 
 def test_another_visitor_sees_stops_and_fetches_nothing(served, visitor, tmp_path):
@@ -238,7 +238,7 @@ def test_another_visitor_sees_stops_and_fetches_nothing(served, visitor, tmp_pat
             assert event not in status.text
             assert owner.session not in status.text
 
-    asyncio.run(run())
+    in_a_loop(run())
 
 
 def test_many_runs_of_one_visitor_are_refused(visitor):
@@ -254,7 +254,7 @@ def test_many_runs_of_one_visitor_are_refused(visitor):
             for event in events:
                 await one.cancel("ct_to_mri", event)
 
-    asyncio.run(run())
+    in_a_loop(run())
 
 
 @pytest.fixture(scope="module")
