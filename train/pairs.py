@@ -150,11 +150,11 @@ def to_tensor(image: np.ndarray) -> np.ndarray:
 
 
 def _jitter(thresholds: Thresholds, rng: np.random.Generator) -> Thresholds:
-    """Users drag the thresholds: train on a neighbourhood of the defaults."""
+    """Users drag the thresholds, together and apart: train on a wide neighbourhood of the defaults."""
     return dataclasses.replace(
         thresholds,
         **{
-            name: tuple(np.array(getattr(thresholds, name)) * np.exp(rng.normal(0, 0.2)))
+            name: tuple(np.sort(getattr(thresholds, name) * np.exp(rng.normal(0, 0.35) + rng.normal(0, 0.2, 2))))
             for name in ("bone", "tissue", "brain")
         },
     )
