@@ -19,7 +19,13 @@ LONG = Settings("diffusion", steps=200)
 
 @pytest.fixture(scope="module")
 def number(tmp_path_factory):
-    return runs.register(Translator(Checkpoints(str(tiny.save_all(tmp_path_factory.mktemp("tiny"))))))
+    translator = Translator(Checkpoints(str(tiny.save_all(tmp_path_factory.mktemp("tiny")))))
+    number = runs.register(translator)
+    # What loads first says so.
+    first, *rest = run(number, Settings("diffusion", steps=2))
+    assert isinstance(first, runs.Loading)
+    assert [type(item) for item in rest] == [runs.Step, runs.Step, Translation]
+    return number
 
 
 def run(number, settings):

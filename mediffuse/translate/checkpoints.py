@@ -270,6 +270,18 @@ class Checkpoints:
                 self._loaded[key] = load(source, direction)
             return self._loaded[key]
 
+    def loaded(self, direction: str) -> bool:
+        """Whether `get` would return at once."""
+        return (locate(direction, self.given), _FAMILY[direction]) in self._loaded
+
+    def weights(self, direction: str) -> str | None:
+        """A hash of a direction's weights, where a local folder tells those of its files; loads no model."""
+        try:
+            sums = Path(locate(direction, self.given)) / SUMS
+        except (CheckpointError, OSError, ValueError):
+            return None
+        return files.sha256_of(sums) if sums.is_file() else None
+
     def speeds(self, direction: str) -> tuple[str, ...]:
         """The speeds that a direction's checkpoint knows, where a local file tells; loads no model."""
         try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import gradio as gr
@@ -38,7 +39,7 @@ class Option:
 
 OPTIONS = {
     "steps": Option("Steps", 2, 100, Settings.steps),
-    "samples": Option("Samples (mean and uncertainty from 2 on)", 1, 8, 1),
+    "samples": Option("Samples (from 2 on: their mean, and an uncertainty map)", 1, 8, 1),
     "guidance": Option("Guidance scale (1: off)", 1, 10, 1, 0.1),
     "image_guidance": Option("Image guidance scale (with guidance above 1)", 1, 5, 1, 0.1),
 }
@@ -59,7 +60,7 @@ def contrast_choice(tab: str, contrasts: tuple[str, ...]) -> gr.Radio:
 def speed_choice(tab: str, known: tuple[str, ...]) -> gr.Radio:
     """The speeds, of those that the tab's checkpoint knows."""
     choices = [(speed.title, name) for name, speed in SPEED_CHOICES.items() if name in known]
-    return gr.Radio(choices, value="fast", label="Speed", elem_id=f"{tab}-speed")
+    return gr.Radio(choices, value=choices[0][1], label="Kind of picture", elem_id=f"{tab}-speed")
 
 
 def option_sliders(tab: str, options: dict[str, Option], hidden: Iterable[str] = ()) -> dict[str, gr.Slider]:
@@ -88,6 +89,44 @@ def run_buttons(tab: str) -> tuple[gr.Button, gr.Button]:
         )
 
 
+class Bar:
+    """Translate, Stop and how a run goes, in a bar that stays in view; Stop is there while something runs."""
+
+    def __init__(self, tab: str, value: str = "") -> None:
+        with gr.Row(elem_classes="bar", elem_id=f"{tab}-bar"):
+            self.go = gr.Button("Translate", variant="primary", scale=0, min_width=130, elem_id=f"{tab}-go")
+            self.line = gr.HTML(value, elem_id=f"{tab}-status")
+            self.stop = gr.Button(
+                "Stop", variant="stop", scale=0, min_width=90, elem_id=f"{tab}-stop", elem_classes="stop"
+            )
+        self.clock = gr.Timer(1, active=False)
+
+    def on_wait(self, queue: str, running: Dependency) -> None:
+        """Say at once that a run waits, and for how many: unqueued, so that who waits for others sees it.
+
+        running: the event of a click on Translate, in `queue`. What it says goes when the run fails.
+        """
+        unqueued = {"outputs": [self.line, self.clock], "queue": False, **PRIVATE}
+        waiting = {self.line: status("Waiting…", 0, 1, old=True), self.clock: gr.Timer(active=True)}
+        self.go.click(lambda: waiting, **unqueued)
+
+        def tick(request: gr.Request) -> Values:
+            before = runs.before(request.session_hash, queue)
+            if before is None:
+                return {self.clock: gr.Timer(active=False)}
+            return {self.line: status(f"Waiting: {before} before you…", 0, 1, old=True)}
+
+        self.clock.tick(tick, **unqueued)
+        self.clear_after(running)
+
+    def clear_after(self, running: Dependency) -> None:
+        """Have the line say so where a run fails, also one that the server did not take."""
+        failed = json.dumps(status("Not translated.", old=True))
+        # What does not run any more may have come to its end before it failed.
+        js = f"(line) => line?.includes('<progress') ? {failed} : line"
+        running.failure(None, self.line, self.line, js=js, **PRIVATE)
+
+
 def series_choice(tab: str) -> gr.Dropdown:
     """Which volume of an upload is meant, shown where there are several; a script may say it at once."""
     return gr.Dropdown([], value="", label="Series", visible=False, allow_custom_value=True, elem_id=f"{tab}-series")
@@ -108,8 +147,11 @@ def notice(tab: str) -> gr.HTML:
     return gr.HTML(visible=False, elem_classes="notice", elem_id=f"{tab}-notice")
 
 
-def score_table(tab: str, label: str) -> gr.Dataframe:
-    return gr.Dataframe(headers=SCORE_HEADERS, label=label, interactive=False, visible=False, elem_id=f"{tab}-scores")
+def score_table(tab: str, label: str, rows: Sequence[list[str]] = ()) -> gr.Dataframe:
+    """Rows of `words.score_row`; unseen while there are none."""
+    return gr.Dataframe(
+        [*rows], headers=SCORE_HEADERS, label=label, interactive=False, visible=bool(rows), elem_id=f"{tab}-scores"
+    )
 
 
 def queued(queue: str, line: gr.HTML) -> dict:
@@ -135,10 +177,19 @@ def on_wait(go: gr.Button, line: gr.HTML) -> None:
 def on_stop(stop: gr.Button, line: gr.HTML, running: list[Dependency], api_name: str) -> None:
     """End the visitor's run, queued or begun, and say so."""
     stop.click(runs.stop, cancels=running, queue=False, api_name=api_name).then(
-        lambda: status("Stopped."), outputs=line, queue=False, **PRIVATE
+        lambda: status("Stopped. What is shown may be unfinished.", old=True), outputs=line, queue=False, **PRIVATE
     )
 
 
-def on_speed(speed: gr.Radio, options: gr.Group) -> None:
+SAMPLES = 4
+"""Drawn where they are asked for to see how uncertain they are."""
+
+
+def on_speed(speed: gr.Radio, options: gr.Group, samples: gr.Slider) -> None:
     """Show the options of the speeds that have them."""
-    speed.change(lambda name: gr.Group(visible=SPEED_CHOICES[name].sampled), speed, options, queue=False, **PRIVATE)
+
+    def chosen(name: str) -> Values:
+        sampled = SPEED_CHOICES[name].sampled
+        return {options: gr.Group(visible=sampled), samples: gr.Slider(value=SAMPLES) if sampled else gr.skip()}
+
+    speed.change(chosen, speed, [options, samples], queue=False, **PRIVATE)

@@ -6,10 +6,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import gradio as gr
 import numpy as np
+from gradio.context import LocalContext
 
 from mediffuse.files import trouble
 from mediffuse.image.contours import Thresholds
@@ -27,6 +29,11 @@ class Step(NamedTuple):
     step: int
     steps: int
     preview: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Loading:
+    """The model is being loaded, by this run or by another."""
 
 
 REPEAT_SECONDS = 0.5
@@ -48,6 +55,15 @@ def stop(request: gr.Request) -> None:
             event.set()
 
 
+def before(visitor: str | None, queue: str) -> int | None:
+    """How many runs go before the first one of a visitor that waits in a queue; None if none waits."""
+    events = LocalContext.blocks.get()._queue.event_queue_per_concurrency_id.get(queue)
+    for place, event in enumerate(list(events.queue) if events else []):
+        if event.session_hash == visitor:
+            return place + events.current_concurrency
+    return None
+
+
 _translators: list[Translator] = []
 
 
@@ -66,13 +82,17 @@ def stream(
     settings: Settings,
     thresholds: Thresholds | None,
     visitor: str | None,
-) -> Iterator[Step | Translation]:
+) -> Iterator[Loading | Step | Translation]:
     """Run a registered translator: its steps, where the speed has some to show, then the Translation.
 
     visitor: the request's session_hash. Closing the iterator, or `stop`, ends the run. Errors become gr.Error.
     """
 
     def work(emit: Emit) -> Translation:
+        if not _translators[translator].checkpoints.loaded(direction):
+            emit(Loading())
+            _translators[translator].checkpoints.get(direction)
+
         def on_step(step: int, steps: int, preview) -> None:
             # A decode costs about as much as a step: show every step only of short runs.
             previewed = step < steps and (steps <= 12 or step % (steps // 10) == 0)

@@ -79,7 +79,7 @@ class VolumeControls:
             self.components["start"] = controls.start_choice("volume")
             self.components |= controls.option_sliders("volume", VOLUME_OPTIONS)
             self.components["seed"] = controls.seed_box("volume")
-        controls.on_speed(self.components["speed"], group)
+        controls.on_speed(self.components["speed"], group, self.components["samples"])
         direction = self.components["direction"]
         direction.change(
             lambda chosen: gr.Radio(visible=chosen == "ct2mr"), direction, contrast, queue=False, **PRIVATE
