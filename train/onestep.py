@@ -9,8 +9,9 @@ pixels through the decoder (Garcia et al., arXiv 2409.11355). `keep_share` of th
 at every timestep, so that the same weights still sample. Writes the pipeline that it was given.
 
 With `sharp` that pipeline stays as it is, and a copy of its part that reads the input, the UNet or the
-ControlNet, (or the sharp variant that it has) is trained and saved beside it as that variant: with LPIPS and a patch critic that sees the input too (Isola
-et al., arXiv 1611.07004) in its loss it is realistic where Fast is the mean of what is possible.
+ControlNet (or the sharp variant that it has), is trained and saved beside it as that variant: with LPIPS
+and a patch critic that sees the input too (Isola et al., arXiv 1611.07004) in its loss it is realistic
+where Fast is the mean of what is possible.
 """
 
 from __future__ import annotations
