@@ -134,19 +134,21 @@ def test_one_step_is_refused_to_a_model_not_trained_for_it(ct):
         generate(checkpoints.describe(pipeline), "ct2mr", np.zeros((1, 64, 64, 3), np.float32), Settings())
 
 
-def test_sharp_is_another_step_of_a_model_that_knows_it(translator, ct):
+@pytest.mark.parametrize(("direction", "part"), [("ct2mr", "unet"), ("contour2mr", "controlnet")])
+def test_sharp_is_another_step_of_a_model_that_knows_it(translator, ct, direction, part):
     with pytest.raises(CheckpointError, match="no sharp variant"):
-        translator.translate(ct, "ct2mr", Settings("sharp"))
-    known = translator.checkpoints.get("ct2mr")
-    own = known.pipeline.unet
+        translator.translate(ct, direction, Settings("sharp"))
+    known = translator.checkpoints.get(direction)
+    own = getattr(known.pipeline, part)
     knowing = dataclasses.replace(known, sharp=copy.deepcopy(own))
     with torch.no_grad():
-        knowing.sharp.conv_out.weight.mul_(0.5)
+        for parameter in knowing.sharp.parameters():
+            parameter.add_(0.05)
     images = np.random.default_rng(0).random((1, 64, 64, 3), np.float32)
-    sharp, again = (generate(knowing, "ct2mr", images, Settings("sharp", seed=s)) for s in (1, 2))
+    sharp, again = (generate(knowing, direction, images, Settings("sharp", seed=s)) for s in (1, 2))
     np.testing.assert_array_equal(sharp, again)
-    assert np.abs(sharp - generate(knowing, "ct2mr", images, Settings(mirror=False))).max() > 0
-    assert known.pipeline.unet is own
+    assert np.abs(sharp - generate(knowing, direction, images, Settings(mirror=False))).max() > 0
+    assert getattr(known.pipeline, part) is own
 
 
 @pytest.mark.parametrize("mean_noise", [None, 0.2])
