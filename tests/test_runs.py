@@ -22,9 +22,11 @@ def number(tmp_path_factory):
     translator = Translator(Checkpoints(str(tiny.save_all(tmp_path_factory.mktemp("tiny")))))
     number = runs.register(translator)
     # What loads first says so.
-    first, *rest = run(number, Settings("diffusion", steps=2))
-    assert isinstance(first, runs.Loading)
-    assert [type(item) for item in rest] == [runs.Step, runs.Step, Translation]
+    *phases, one, two, last = run(number, Settings("diffusion", steps=2))
+    assert phases == [runs.Phase.LOADING, runs.Phase.TRANSLATING]
+    assert one.left is None
+    assert two.left == 0
+    assert isinstance(last, Translation)
     return number
 
 

@@ -206,12 +206,12 @@ def _check(checkpoint: Checkpoint, speed: str) -> None:
     if speed != "diffusion" and not checkpoint.one_step:
         raise CheckpointError(
             f"The checkpoint {name_of(checkpoint.source)} was not trained for one step (v-prediction with zero "
-            "terminal SNR). Choose the speed Diffusion."
+            "terminal SNR). Choose Diffusion."
         )
     if speed == "sharp" and not checkpoint.sharp:
         raise CheckpointError(
             f"The checkpoint {name_of(checkpoint.source)} has no sharp variant: train/onestep.py makes one with "
-            "--sharp. Choose the speed Fast or Diffusion."
+            "--sharp. Choose Fast or Diffusion."
         )
 
 

@@ -101,14 +101,15 @@ class Bar:
             )
         self.clock = gr.Timer(1, active=False)
 
-    def on_wait(self, queue: str, running: Dependency) -> None:
-        """Say at once that a run waits, and for how many: unqueued, so that who waits for others sees it.
+    def on_wait(self, queue: str) -> None:
+        """Say at once that a run waits, and then for how many: unqueued, so that who waits for others sees it.
 
-        running: the event of a click on Translate, in `queue`. What it says goes when the run fails.
+        To be called before a click on Translate is given the run, in `queue`: a page answers an event in turn.
         """
-        unqueued = {"outputs": [self.line, self.clock], "queue": False, **PRIVATE}
-        waiting = {self.line: status("Waiting…", 0, 1, old=True), self.clock: gr.Timer(active=True)}
-        self.go.click(lambda: waiting, **unqueued)
+        outputs = [self.line, self.clock]
+        # In the browser: an answer of the server might come after the run's first word.
+        waiting = json.dumps([status("Waiting…", 0, 1, old=True), {"active": True, "__type__": "update"}])
+        self.go.click(None, outputs=outputs, js=f"() => {waiting}", **PRIVATE)
 
         def tick(request: gr.Request) -> Values:
             before = runs.before(request.session_hash, queue)
@@ -116,8 +117,7 @@ class Bar:
                 return {self.clock: gr.Timer(active=False)}
             return {self.line: status(f"Waiting: {before} before you…", 0, 1, old=True)}
 
-        self.clock.tick(tick, **unqueued)
-        self.clear_after(running)
+        self.clock.tick(tick, outputs=outputs, queue=False, **PRIVATE)
 
     def clear_after(self, running: Dependency) -> None:
         """Have the line say so where a run fails, also one that the server did not take."""
@@ -169,6 +169,9 @@ def select(controls: dict[str, Component], names: Iterable[str]) -> dict[str, Co
     return {name: controls[name] for name in names}
 
 
+STOPPED = "Stopped. What is shown is unfinished, or of what was asked for before."
+
+
 def on_wait(go: gr.Button, line: gr.HTML) -> None:
     """Say at once that a run waits: unqueued, so that who waits for another visitor's run sees it."""
     go.click(lambda: status("Waiting…", 0, 1), outputs=line, queue=False, **PRIVATE)
@@ -177,7 +180,7 @@ def on_wait(go: gr.Button, line: gr.HTML) -> None:
 def on_stop(stop: gr.Button, line: gr.HTML, running: list[Dependency], api_name: str) -> None:
     """End the visitor's run, queued or begun, and say so."""
     stop.click(runs.stop, cancels=running, queue=False, api_name=api_name).then(
-        lambda: status("Stopped. What is shown may be unfinished.", old=True), outputs=line, queue=False, **PRIVATE
+        lambda: status(STOPPED, old=True), outputs=line, queue=False, **PRIVATE
     )
 
 

@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from enum import Enum
 from typing import NamedTuple
 
 import gradio as gr
@@ -24,16 +24,34 @@ from mediffuse.ui.zero_gpu import on_gpu
 
 
 class Step(NamedTuple):
-    """A step that is done, of how many. preview: a model image (S, S, 3), of some of them."""
+    """A step that is done, of how many. preview: a model image (S, S, 3), of some of them. left: seconds, estimated."""
 
     step: int
     steps: int
     preview: np.ndarray | None = None
+    left: float | None = None
 
 
-@dataclass(frozen=True)
-class Loading:
-    """The model is being loaded, by this run or by another."""
+class Phase(Enum):
+    """What a run does before its first step. A model is loaded by this run or by another."""
+
+    LOADING = "Loading the model"
+    TRANSLATING = "Translating"
+
+
+class Clock:
+    """Tells how long steps will take by those that were done since the first, which takes longer."""
+
+    def __init__(self) -> None:
+        self.first: tuple[int, float] | None = None
+
+    def left(self, step: int, steps: int) -> float | None:
+        """Seconds until the last step is done; None at the first."""
+        now = time.monotonic()
+        if self.first is None:
+            self.first = step, now
+        done = step - self.first[0]
+        return (now - self.first[1]) / done * (steps - step) if done else None
 
 
 REPEAT_SECONDS = 0.5
@@ -82,7 +100,7 @@ def stream(
     settings: Settings,
     thresholds: Thresholds | None,
     visitor: str | None,
-) -> Iterator[Loading | Step | Translation]:
+) -> Iterator[Phase | Step | Translation]:
     """Run a registered translator: its steps, where the speed has some to show, then the Translation.
 
     visitor: the request's session_hash. Closing the iterator, or `stop`, ends the run. Errors become gr.Error.
@@ -90,13 +108,15 @@ def stream(
 
     def work(emit: Emit) -> Translation:
         if not _translators[translator].checkpoints.loaded(direction):
-            emit(Loading())
+            emit(Phase.LOADING)
             _translators[translator].checkpoints.get(direction)
+            emit(Phase.TRANSLATING)
+        clock = Clock()
 
         def on_step(step: int, steps: int, preview) -> None:
             # A decode costs about as much as a step: show every step only of short runs.
             previewed = step < steps and (steps <= 12 or step % (steps // 10) == 0)
-            emit(Step(step, steps, preview() if previewed else None))
+            emit(Step(step, steps, preview() if previewed else None, clock.left(step, steps)))
 
         report = on_step if SPEED_CHOICES[settings.speed].sampled else None
         return _translators[translator].translate(source, direction, settings, thresholds, report)

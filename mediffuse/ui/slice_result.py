@@ -235,13 +235,14 @@ class SlicePanel:
         self.titles = dict(zip(("input", "made"), (MODALITY_TITLES[m] for m in modalities(direction)), strict=True))
         self.shown = shown or Shown({}, {}, [], "", [])
         self.contours: gr.Image | None = None
-        with gr.Column(scale=5, min_width=320, elem_classes="panel"):
+        with gr.Column(scale=5, min_width=320, elem_classes="shown"):
             self._pictures()
             if below:
                 below()
             self._menus(default_view)
             self._comparison()
             self._downloads()
+            self._kept()
 
     def _pictures(self) -> None:
         with gr.Row(elem_classes="pictures"):
@@ -254,12 +255,17 @@ class SlicePanel:
     def _menus(self, default_view: str) -> None:
         with gr.Row():
             self.view = gr.Dropdown(
-                list(SLICE_VIEWS), value=default_view, label="CT is shown in window", elem_id=f"{self.direction}-view"
+                list(SLICE_VIEWS),
+                value=default_view,
+                label="CT is shown in window",
+                min_width=280,
+                elem_id=f"{self.direction}-view",
             )
             self.pair = gr.Radio(
                 [(self._pair_title(pair), pair) for pair in PAIRS],
                 value=next(iter(PAIRS)),
                 label="Lay on each other",
+                min_width=280,
                 elem_id=f"{self.direction}-pair",
             )
 
@@ -293,6 +299,16 @@ class SlicePanel:
             height="auto",
             visible=False,
             elem_id=f"{self.direction}-gallery",
+        )
+
+    def _kept(self) -> None:
+        self.earlier = gr.Gallery(
+            label="Made in this visit, the last one first",
+            columns=6,
+            height="auto",
+            interactive=False,
+            visible="hidden",
+            elem_id=f"{self.direction}-earlier",
         )
 
     def _downloads(self) -> None:

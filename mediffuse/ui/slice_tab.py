@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +27,9 @@ from mediffuse.ui.examples import CT_EXAMPLES, MR_EXAMPLES, Example
 from mediffuse.ui.slice_result import SlicePanel, SliceResult, slice_picture, synthetic_picture
 from mediffuse.ui.uploads import open_scan, several_in, slice_of
 from mediffuse.ui.words import MODALITY_TITLES, notice, status
+
+EARLIER = 12
+"""How many pictures of a visit are shown again."""
 
 OPENED = "as opened"
 """The state of a tab in which nothing was done yet: it shows the first example's result, if one was made beforehand.
@@ -229,14 +231,16 @@ class SliceTab:
 
     def connect(self, tabs: gr.Tabs, others: dict[str, SliceTab]) -> None:
         """Tie the events, once all tabs are there. others: by direction."""
+        # What an event starts goes in this order, one after the other: what is said must not come after the run.
+        if self.contours:
+            self.contours.on_drag(self.components, self.panel.contours)
+        self._on_settings()
         running = [*self._on_run(), *self._on_slice(), *self._on_scan()]
         running.append(self._on_elsewhere(tabs, others["ct2mr" if self.options.source == "MR" else "mr2ct"]))
         controls.on_stop(self.bar.stop, self.bar.line, running, f"{self.options.api}_stop")
         self._on_truth()
         self._on_view()
-        self._on_settings()
-        if self.contours:
-            self.contours.on_drag(self.components, self.panel.contours)
+        self._on_made()
 
     # The events. A list that is returned holds those that start a run, which Stop cancels.
 
@@ -281,8 +285,9 @@ class SliceTab:
         }
 
     def _on_run(self) -> list[Dependency]:
+        self.bar.on_wait(SLICES)
         running = self.bar.go.click(self.run, **self.run_options, api_name=self.options.api)
-        self.bar.on_wait(SLICES, running)
+        self.bar.clear_after(running)
         at_once = [self.components[name].input for name in ("contrast", "speed")]
         if self.contours:
             at_once += self.contours.released
@@ -388,6 +393,21 @@ class SliceTab:
             **PRIVATE,
         )
 
+    def _on_made(self) -> None:
+        """Keep what was made, to compare settings by. In the browser alone: it goes with the page."""
+        js = f"""(made, line, earlier, speed, contrast) => {{
+          const text = line?.replace(/<[^>]*>/g, "") || "";
+          earlier = (earlier || []).filter((one) => one.image.url !== made?.url);
+          if (!made || !text.startsWith("Done in")) return earlier;
+          const name = (made.orig_name || "").replace(/_?synthetic.*$/, "");
+          const caption = [name, speed, contrast, text.match(/seed \\d+/)];
+          const value = [{{ image: made, caption: caption.filter(Boolean).join(", ") }}, ...earlier];
+          return {{ value: value.slice(0, {EARLIER}), visible: true, __type__: "update" }};
+        }}"""
+        said = [self.components[name] for name in ("speed", "contrast")]
+        inputs = [self.panel.made, self.bar.line, self.panel.earlier, *said]
+        self.panel.made.change(None, inputs, self.panel.earlier, js=js, **PRIVATE)
+
     # The handlers. The docstrings of `preview` and `run` are the API's descriptions.
 
     def _forget(self) -> Values:
@@ -463,7 +483,7 @@ class SliceTab:
             **changed,
             **self.panel.show(result, asked.view, asked.pair),
             self.panel.files: files,
-            self.bar.line: status(_done(result)),
+            self.bar.line: status(_said(result, asked)),
             self.state: result,
         }
 
@@ -498,7 +518,7 @@ class SliceTab:
             if asked.scan != str(self.options.examples[0].scan):
                 return gr.skip()
         elif state.is_of(asked):
-            return status(_done(state))
+            return status(_said(state, asked))
         if SPEED_CHOICES[asked.speed].at_once:
             return status("What is shown was made with other settings: let go, or press Translate.", old=True)
         return status("What is shown was made with other settings: press Translate.", old=True)
@@ -539,24 +559,23 @@ class SliceTab:
         source, settings = self._slice(asked), asked.settings()
         asked.check_work()
         line = self.bar.line
-        # Steps must not be shown beside the last result's scores; one step is over too soon to flicker.
-        sampled = SPEED_CHOICES[settings.speed].sampled
-        emptied = {**self.panel.empty(), self.state: None} if sampled else {}
-        yield {**emptied, self.components["seed"]: settings.seed, line: status("Translating…", 0, 1, old=not sampled)}
+        # The last result stays, greyed out, until there is something else to show.
+        yield {self.components["seed"]: settings.seed, line: status("Translating…", 0, 1, old=True)}
         thresholds, visitor = asked.thresholds(), request.session_hash
-        started, stopped_at = time.monotonic(), ""
+        emptied = False
         try:
             for item in runs.stream(self.number, source, self.options.direction, settings, thresholds, visitor):
                 if isinstance(item, Translation):
                     break
-                if isinstance(item, runs.Loading):
-                    yield {line: status("Loading the model…", 0, 1, old=not sampled)}
-                    started = time.monotonic()
+                if isinstance(item, runs.Phase):
+                    yield {line: status(f"{item.value}…", 0, 1, old=True)}
                     continue
-                stopped_at = f" after step {item.step} of {item.steps}: what is shown is unfinished"
-                yield self._step(item, source, asked.view, time.monotonic() - started)
+                if item.preview is not None and not emptied:
+                    yield {**self.panel.empty(), self.state: None}
+                    emptied = True
+                yield self._step(item, source, asked.view, old=not emptied)
             else:  # it ended without one
-                yield {line: status(f"Stopped{stopped_at}.", old=not stopped_at)}
+                yield {line: status(controls.STOPPED, old=True)}
                 return
         except gr.Error:
             yield {line: status("Not translated.", old=True)}
@@ -568,12 +587,12 @@ class SliceTab:
         )
         yield from self._finish(asked, replace(result, series=asked.series))
 
-    def _step(self, done: runs.Step, source: Slice, view: str, seconds: float) -> Values:
-        left = seconds / done.step * (done.steps - done.step)
+    def _step(self, done: runs.Step, source: Slice, view: str, *, old: bool) -> Values:
+        """old: what is shown is the last result."""
         text = f"Step {done.step} of {done.steps}"
-        if left >= 1:
-            text += f", about {left:.0f} s left"
-        changed: Values = {self.bar.line: status(text, done.step, done.steps)}
+        if done.left and done.left >= 1:
+            text += f", about {done.left:.0f} s left"
+        changed: Values = {self.bar.line: status(text, done.step, done.steps, old=old)}
         if done.preview is not None:
             changed[self.panel.made] = self._step_picture(done.preview, source, view)
         return changed
@@ -595,7 +614,7 @@ class SliceTab:
                 **self.panel.show(result, asked.view, asked.pair),
                 self.panel.files: result.write(Path(folder), asked.view),
                 self.components["seed"]: result.translation.settings.seed,
-                self.bar.line: status(" ".join([_done(result), *result.warnings(asked.truth)])),
+                self.bar.line: status(_said(result, asked)),
                 self.state: result,
             }
         if refused:  # after the result is shown: a ground truth that does not fit must not lose it
@@ -611,12 +630,11 @@ class SliceTab:
                 open_scan(asked.truth, self.options.target)
             return shown
         result = result.with_truth(asked.truth, asked.truth_contrast)
-        said = [_done(result), *result.warnings(asked.truth)]
         return {
             **shown,
             **self.panel.show(result, asked.view, asked.pair),
             self.state: result,
-            self.bar.line: status(" ".join(said), old=not result.is_of(asked)),
+            self.bar.line: status(_said(result, asked), old=not result.is_of(asked)),
         }
 
     def show_again(self, state: SliceResult | str | None, **values) -> Values:
@@ -630,6 +648,11 @@ class SliceTab:
 
 
 _MADE_BEFORE = "An example, translated beforehand by Fast. Press Translate to do it again."
+
+
+def _said(result: SliceResult, asked: AskedSlice) -> str:
+    """What there is to say of a result."""
+    return " ".join([_done(result), *result.warnings(asked.truth)])
 
 
 def _done(result: SliceResult) -> str:
