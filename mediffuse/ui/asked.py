@@ -114,9 +114,10 @@ class AskedSlice:
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
-    def check_work(self) -> None:
-        """Raise gr.Error if this takes too long for a page that others use too."""
-        _refuse("This", _steps(self.settings()), MOST_STEPS, "steps or the samples, or set the guidance to 1")
+    def check_work(self, times: int = 1) -> None:
+        """Raise gr.Error if this, done so many times, takes too long for a page that others use too."""
+        lower = "steps or the samples, or set the guidance to 1"
+        _refuse("This", times * _steps(self.settings()), MOST_STEPS, lower)
 
     def thresholds(self) -> Thresholds | None:
         """Of contours, for the tab that has them."""

@@ -21,6 +21,7 @@ from mediffuse.translate.checkpoints import Checkpoints
 from mediffuse.translate.slices import to_slice
 from mediffuse.ui import controls, ready, runs, store
 from mediffuse.ui.asked import SPEED_CHOICES, AskedContours, AskedSlice, parameters
+from mediffuse.ui.batch import Batch
 from mediffuse.ui.contour_controls import ContourControls
 from mediffuse.ui.controls import PRIVATE, SLICES, Values, queued, select
 from mediffuse.ui.examples import CT_EXAMPLES, MR_EXAMPLES, Example
@@ -224,6 +225,7 @@ class SliceTab:
         self.components = {**self.controls.components, "view": self.panel.view, "pair": self.panel.pair}
         if self.contours:
             self.components |= self.contours.components
+        self.batch = Batch(options.direction, options.source, self.bar.line)
         self.state = gr.State(OPENED if opening else None, time_to_live=store.keep_seconds())
 
     def _thresholds(self, translator: Translator) -> None:
@@ -236,6 +238,8 @@ class SliceTab:
             self.contours.on_drag(self.components, self.panel.contours)
         self._on_settings()
         running = [*self._on_run(), *self._on_slice(), *self._on_scan()]
+        running.append(self.batch.on_run(self.translate_one, self._settings(), self.options.api))
+        self.bar.clear_after(running[-1])
         running.append(self._on_elsewhere(tabs, others["ct2mr" if self.options.source == "MR" else "mr2ct"]))
         controls.on_stop(self.bar.stop, self.bar.line, running, f"{self.options.api}_stop")
         self._on_truth()
@@ -257,6 +261,11 @@ class SliceTab:
     def everything(self) -> dict[str, Component]:
         """The controls of all API parameters."""
         return select(self.components, parameters(self.asked_type))
+
+    def _settings(self) -> dict[str, Component]:
+        """The controls that say how to translate, whatever it is."""
+        of_one = ("scan", "index", "shown", "series", "truth", "truth_contrast", "pair")
+        return {name: component for name, component in self.everything.items() if name not in of_one}
 
     @property
     def preview_outputs(self) -> list[Component]:
@@ -619,6 +628,20 @@ class SliceTab:
             }
         if refused:  # after the result is shown: a ground truth that does not fit must not lose it
             raise refused
+
+    def translate_one(self, path: str, count: int, values: dict, request: gr.Request) -> SliceResult:
+        """`batch.Translate` by the tab's settings; what seems to be of the other modality is refused."""
+        asked = self.asked_type(scan=path, **values)
+        asked.check_work(count)
+        scan = self._open(asked)
+        if self._is_other(scan):
+            raise gr.Error(scan.warnings[0], print_exception=False)
+        source, settings, thresholds = self._slice(asked), asked.settings(), asked.thresholds()
+        items = runs.stream(self.number, source, self.options.direction, settings, thresholds, request.session_hash)
+        made = [item for item in items if isinstance(item, Translation)]
+        if not made:
+            raise gr.Error("Stopped.", print_exception=False)
+        return SliceResult(self.options.direction, path, asked.shown, source, made[0], recipe=asked.recipe())
 
     def compare(self, state: SliceResult | str | None, **values) -> Values:
         """Compare the last result with a ground truth that came, went, or of which the contrast was told."""

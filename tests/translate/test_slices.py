@@ -130,7 +130,7 @@ def test_settings_out_of_range(wrong):
 def test_one_step_is_refused_to_a_model_not_trained_for_it(ct):
     pipeline = tiny.ip2p()
     pipeline.scheduler.register_to_config(prediction_type="epsilon")
-    with pytest.raises(CheckpointError, match="Choose the speed Diffusion"):
+    with pytest.raises(CheckpointError, match="Choose Diffusion"):
         generate(checkpoints.describe(pipeline), "ct2mr", np.zeros((1, 64, 64, 3), np.float32), Settings())
 
 
