@@ -1,5 +1,7 @@
 import copy
 import dataclasses
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from mediffuse.image.intensity import MR_OUTPUT_LIMITS
 from mediffuse.scan import Slice
 from mediffuse.translate import Settings, Translator, checkpoints, generate
 from mediffuse.translate.checkpoints import CheckpointError, Checkpoints
+from mediffuse.translate.slices import TurnLock
 from tests import tiny
 
 
@@ -189,3 +192,32 @@ def test_bfloat16_changes_a_picture_by_little(translator, ct, monkeypatch):
     monkeypatch.setenv("MEDIFFUSE_PRECISION", "int8")
     with pytest.raises(ValueError, match="MEDIFFUSE_PRECISION is auto, float32, bfloat16"):
         translator.translate(ct, "ct2mr")
+
+
+def test_who_waits_gets_the_turn_before_who_takes_it_again():
+    lock, order = TurnLock(), []
+
+    def wait(name: str) -> None:
+        with lock:
+            order.append(name)
+
+    threads = [threading.Thread(target=wait, args=(name,)) for name in "abc"]
+    with lock:
+        for place, thread in enumerate(threads, 2):
+            thread.start()
+            while len(lock._line) < place:
+                time.sleep(0.001)
+        order.append("first")
+    with lock:
+        order.append("again")
+    for thread in threads:
+        thread.join()
+    assert order == ["first", "a", "b", "c", "again"]
+
+
+def test_a_failure_gives_the_turn_back():
+    lock = TurnLock()
+    with pytest.raises(KeyboardInterrupt), lock:
+        raise KeyboardInterrupt
+    with lock:
+        pass
