@@ -189,10 +189,11 @@ SAMPLES = 4
 
 
 def on_speed(speed: gr.Radio, options: gr.Group, samples: gr.Slider) -> None:
-    """Show the options of the speeds that have them."""
-
-    def chosen(name: str) -> Values:
-        sampled = SPEED_CHOICES[name].sampled
-        return {options: gr.Group(visible=sampled), samples: gr.Slider(value=SAMPLES) if sampled else gr.skip()}
-
-    speed.change(chosen, speed, [options, samples], queue=False, **PRIVATE)
+    """Show the options of the speeds that have them: in the browser, before Translate can be pressed."""
+    sampled = [name for name, choice in SPEED_CHOICES.items() if choice.sampled]
+    js = f"""(name) => {{
+      const visible = {json.dumps(sampled)}.includes(name);
+      const update = {{ __type__: "update" }};
+      return [{{ ...update, visible }}, visible ? {{ ...update, value: {SAMPLES} }} : update];
+    }}"""
+    speed.change(None, speed, [options, samples], js=js, **PRIVATE)

@@ -74,8 +74,12 @@ def stop(request: gr.Request) -> None:
 
 
 def before(visitor: str | None, queue: str) -> int | None:
-    """How many runs go before the first one of a visitor that waits in a queue; None if none waits."""
-    events = LocalContext.blocks.get()._queue.event_queue_per_concurrency_id.get(queue)
+    """How many runs go before the first one of a visitor that waits in a queue; None if none waits, or one runs."""
+    queues = LocalContext.blocks.get()._queue
+    running = [event for job in queues.active_jobs for event in job or () if event.concurrency_id == queue]
+    if any(event.session_hash == visitor for event in running):
+        return None
+    events = queues.event_queue_per_concurrency_id.get(queue)
     for place, event in enumerate(list(events.queue) if events else []):
         if event.session_hash == visitor:
             return place + events.current_concurrency

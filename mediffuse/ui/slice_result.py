@@ -30,10 +30,8 @@ from mediffuse.ui.words import (
     EXPLAINED,
     MODALITY_TITLES,
     PAIRS,
-    error_label,
     score_row,
     scores_in_words,
-    spread_label,
 )
 
 
@@ -275,7 +273,6 @@ class SlicePanel:
         return " | ".join(titles[role] for role in PAIRS[pair])
 
     def _comparison(self) -> None:
-        modality = modalities(self.direction)[1]
         pictures = self.shown.pictures
         words = self.shown.words
         with gr.Accordion(words, open=False, visible=bool(words), elem_id=f"{self.direction}-words") as self.words:
@@ -289,14 +286,15 @@ class SlicePanel:
                 visible=bool(pictures),
                 elem_id=f"{self.direction}-slider",
             )
-            self.error = self._image(error_label(modality), "error", hidden=True)
-            self.spread = self._image(spread_label(modality), "spread", hidden=True)
+            self.error = self._image("Error: synthetic − real", "error", hidden=True)
+            self.spread = self._image("Uncertainty (SD)", "spread", hidden=True)
         self.scores = score_table(self.direction, "Synthetic against ground truth", self.shown.rows)
         self.gallery = gr.Gallery(
             label="Samples",
             format="png",
             columns=4,
             height="auto",
+            object_fit="contain",
             visible=False,
             elem_id=f"{self.direction}-gallery",
         )
@@ -305,7 +303,9 @@ class SlicePanel:
         self.earlier = gr.Gallery(
             label="Made in this visit, the last one first",
             columns=6,
+            fit_columns=False,
             height="auto",
+            object_fit="contain",
             interactive=False,
             visible="hidden",
             elem_id=f"{self.direction}-earlier",

@@ -408,8 +408,8 @@ class SliceTab:
           const text = line?.replace(/<[^>]*>/g, "") || "";
           earlier = (earlier || []).filter((one) => one.image.url !== made?.url);
           if (!made || !text.startsWith("Done in")) return earlier;
-          const name = (made.orig_name || "").replace(/_?synthetic.*$/, "");
-          const caption = [name, speed, contrast, text.match(/seed \\d+/)];
+          const slice = (made.orig_name || "").match(/_([a-z]+)0*(\\d+)_synthetic/);
+          const caption = [speed, contrast, slice && `${{slice[1]}} ${{slice[2]}}`, text.match(/seed \\d+/)];
           const value = [{{ image: made, caption: caption.filter(Boolean).join(", ") }}, ...earlier];
           return {{ value: value.slice(0, {EARLIER}), visible: true, __type__: "update" }};
         }}"""

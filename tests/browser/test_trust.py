@@ -21,7 +21,7 @@ def status(page: Page, name: str = "ct2mr"):
 def is_old(page: Page, name: str = "ct2mr") -> bool:
     """Whether what is shown is greyed out."""
     page.wait_for_timeout(1000)
-    shown = page.locator(f"#{name}-made img").evaluate("image => getComputedStyle(image).opacity")
+    shown = page.locator(f"#{name}-made").evaluate("picture => getComputedStyle(picture).opacity")
     return float(shown) < 0.5
 
 
@@ -64,7 +64,7 @@ def test_another_setting_marks_the_result_as_old_until_it_is_taken_back(page: Pa
     page.click("#ct2mr-go")
     expect(status(page)).to_contain_text("seed 0", timeout=TIMEOUT)
     assert not is_old(page)
-    expect(page.locator("#ct2mr-earlier")).to_contain_text("head_ct_axial010, diffusion, T1, seed 0")
+    expect(page.locator("#ct2mr-earlier")).to_contain_text("diffusion, T1, axial 10, seed 0")
     expect(page.locator("#ct2mr-spread img")).to_be_visible()  # several samples are what it is for
     guidance = page.locator("#ct2mr-guidance input[type=number]")
     guidance.fill("3")
