@@ -1,16 +1,18 @@
 """Photograph every tab, with the bundled checkpoints and example, into assets/screenshots/.
 
-    python tools/screenshots.py [--phone DIR]
+    python tools/screenshots.py
 
-Needs requirements-dev.txt and Chromium. --phone also takes every tab at phone width, into DIR.
+On a desktop, on a phone (phone_*) and in the dark (dark_*). Needs requirements-dev.txt and Chromium.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -19,70 +21,66 @@ from tests.browser.conftest import CHROMIUM, SOFTWARE_WEBGL
 
 FOLDER = Path(__file__).resolve().parents[1] / "assets" / "screenshots"
 TABS = {
-    "ct_to_mri": ("ct2mr", "CT → MRI"),
-    "contours_to_mri": ("contour2mr", "Contours → MRI"),
-    "mri_to_ct": ("mr2ct", "MRI → CT"),
+    "ct_to_mri": "ct2mr",
+    "contours_to_mri": "contour2mr",
+    "mri_to_ct": "mr2ct",
+    "volume": "volume",
+    "results": "results",
 }
+LOOKS = {"": (1400, 1000, "light"), "phone_": (390, 844, "light"), "dark_": (1400, 1000, "dark")}
+"""(width, height, theme) by what begins a file's name."""
 WAIT = 120_000
 
 
-def photograph(page: Page, title: str, name: str, path: Path) -> None:
-    open_tab(page, title)
-    page.click(f"#{name}-example-0")
-    page.wait_for_function(f"document.querySelector('#{name}-status')?.innerText.includes('Done')", timeout=WAIT)
-    for picture in ("input", "made", "truth-picture", "error"):
-        image = page.locator(f"#{name}-{picture} img")
-        image.scroll_into_view_if_needed(timeout=WAIT)
-    page.evaluate("window.scrollTo(0, 0)")
-    page.wait_for_timeout(1000)
-    page.screenshot(path=path, full_page=True)
+def slices_ready(page: Page, name: str) -> None:
+    """Wait for the example that a tab opens on."""
+    for picture in ("input", "made", "truth-picture"):
+        page.wait_for_function(
+            "found => { const i = document.querySelector(found); return i && i.complete && i.naturalWidth > 100 }",
+            arg=f"#{name}-{picture} img",
+            timeout=WAIT,
+        )
 
 
-def photograph_volume(page: Page, path: Path) -> None:
-    open_tab(page, "Volume")
+def volume_ready(page: Page) -> None:
     page.click("#volume-example-0")
     page.locator("#volume-viewer [data-shown=input]").wait_for(timeout=WAIT)
     page.click("#volume-go")
     page.locator("#volume-viewer [data-shown=made]").wait_for(timeout=WAIT)
-    page.select_option("#volume-viewer .over", "error")
-    page.locator("#volume-viewer [data-shown='made+error']").wait_for(timeout=WAIT)
     page.wait_for_timeout(2000)
-    page.screenshot(path=path, full_page=True)
 
 
-def open_tab(page: Page, title: str) -> None:
-    tab = page.get_by_role("tab", name=title, exact=True)
-    if not tab.is_visible():  # at phone width the last tabs are in a menu
-        page.get_by_role("button", name="More tabs").click()
-        tab = page.locator(".overflow-dropdown").get_by_role("button", name=title, exact=True)
-    tab.click()
+def results_ready(page: Page) -> None:
+    page.frame_locator("iframe.report").locator("body").wait_for(timeout=WAIT)
 
 
-def photograph_results(page: Page, path: Path) -> None:
-    open_tab(page, "Results")
-    page.frame_locator("iframe.report").get_by_role("heading", name="Setting").wait_for(timeout=WAIT)
+def photograph(page: Page, path: Path) -> None:
+    page.evaluate("window.scrollTo(0, 0)")
     page.wait_for_timeout(1000)
-    page.screenshot(path=path)
+    with Image.open(io.BytesIO(page.screenshot())) as image:
+        image.convert("RGB").save(path, quality=85, method=6)
+    print(path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--phone", type=Path)
-    phone = parser.parse_args().phone
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     demo = build()
     demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
-    sizes = [(FOLDER, 1400, 1000), *([(phone, 390, 844)] if phone else [])]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *SOFTWARE_WEBGL])
-        for folder, width, height in sizes:
-            folder.mkdir(parents=True, exist_ok=True)
+        for begin, (width, height, theme) in LOOKS.items():
             page = browser.new_page(viewport={"width": width, "height": height})
-            page.goto(demo.local_url)
-            page.wait_for_selector("#ct2mr-go")
-            for file, (name, title) in TABS.items():
-                photograph(page, title, name, folder / f"{file}.png")
-            photograph_volume(page, folder / "volume.png")
-            photograph_results(page, folder / "results.png")
+            for file, tab in TABS.items():
+                page.goto(f"{demo.local_url}?tab={tab}&__theme={theme}")
+                page.locator(f"#tab-{tab}").wait_for(timeout=WAIT)
+                if tab == "volume":
+                    volume_ready(page)
+                elif tab == "results":
+                    results_ready(page)
+                else:
+                    slices_ready(page, tab)
+                photograph(page, FOLDER / f"{begin}{file}.webp")
+            page.close()
         browser.close()
     demo.close()
 

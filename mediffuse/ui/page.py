@@ -177,5 +177,6 @@ def serve(demo: gr.Blocks, argv: Sequence[str] | None = None) -> None:
     with faults.said():
         store.take_all_temporary_files()
         guard.warm_up()
-        threading.Thread(target=warm_up, args=[demo.translator], daemon=True).start()
+        if not zero_gpu.ACTIVE:  # where it is, they are loaded, and run in another process
+            threading.Thread(target=warm_up, args=[demo.translator], daemon=True).start()
         demo.launch(**launch_options(), **options)

@@ -183,3 +183,17 @@ def test_on_a_phone_the_result_comes_before_the_settings(page: Page):
     ]
     assert tops == sorted(tops)
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_who_waits_for_others_is_told_for_how_many(page: Page, browser, address):
+    page.locator("#ct2mr-speed").get_by_text("Diffusion").click()
+    page.locator("#ct2mr-steps input[type=number]").fill("100")
+    page.click("#ct2mr-go")
+    expect(status(page)).to_contain_text("Step", timeout=TIMEOUT)
+    other = browser.new_page()
+    other.goto(f"{address}?tab=mr2ct")
+    other.click("#mr2ct-go")
+    expect(status(other, "mr2ct")).to_contain_text("1 before you", timeout=TIMEOUT)
+    page.click("#ct2mr-stop")
+    expect(status(other, "mr2ct")).to_contain_text("Done in", timeout=TIMEOUT)
+    other.close()
