@@ -15,7 +15,7 @@ from playwright.sync_api import Page, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mediffuse.ui.page import build, launch_options
-from tests.browser.conftest import CHROMIUM, SOFTWARE_WEBGL
+from tests.browser.conftest import CHROMIUM
 
 FOLDER = Path(__file__).resolve().parents[1] / "assets" / "screenshots"
 TABS = {
@@ -41,11 +41,9 @@ def photograph(page: Page, title: str, name: str, path: Path) -> None:
 def photograph_volume(page: Page, path: Path) -> None:
     open_tab(page, "Volume")
     page.click("#volume-example-0")
-    page.locator("#volume-viewer [data-shown=input]").wait_for(timeout=WAIT)
-    page.click("#volume-go")
-    page.locator("#volume-viewer [data-shown=made]").wait_for(timeout=WAIT)
-    page.select_option("#volume-viewer .over", "error")
-    page.locator("#volume-viewer [data-shown='made+error']").wait_for(timeout=WAIT)
+    page.locator("#volume-viewer [data-shown='input+made+truth']").wait_for(timeout=WAIT)
+    page.locator("#volume-viewer .shown input[value=error]").check()
+    page.locator("#volume-viewer [data-shown='input+made+truth+error']").wait_for(timeout=WAIT)
     page.wait_for_timeout(2000)
     page.screenshot(path=path, full_page=True)
 
@@ -73,7 +71,7 @@ def main() -> None:
     demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
     sizes = [(FOLDER, 1400, 1000), *([(phone, 390, 844)] if phone else [])]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *SOFTWARE_WEBGL])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         for folder, width, height in sizes:
             folder.mkdir(parents=True, exist_ok=True)
             page = browser.new_page(viewport={"width": width, "height": height})

@@ -45,17 +45,26 @@ def picture(
 def error_map(error: np.ndarray, modality: str, spacing=(1.0, 1.0)) -> np.ndarray:
     """Signed error made - truth (rows, columns): red too high, blue too low, white none."""
     signed = np.clip(error / ERROR_SCALE[modality], -1, 1).astype(np.float32)
-    signed = enlarge(signed, spacing)
-    high, low = np.clip(signed, 0, 1), np.clip(-signed, 0, 1)
+    return label(error_colours(enlarge(signed, spacing)), dark=True)
+
+
+def error_colours(share: np.ndarray) -> np.ndarray:
+    """Errors as shares of `ERROR_SCALE`, in [-1, 1], as RGB, (..., 3)."""
+    high, low = np.clip(share, 0, 1), np.clip(-share, 0, 1)
     rgb = np.stack([1 - low, 1 - low - high, 1 - high], axis=-1)
-    return label(np.round(np.clip(rgb, 0, 1) * 255).astype(np.uint8), dark=True)
+    return np.round(np.clip(rgb, 0, 1) * 255).astype(np.uint8)
 
 
 def uncertainty_map(deviation: np.ndarray, modality: str, spacing=(1.0, 1.0)) -> np.ndarray:
     """Standard deviation of samples (rows, columns), black none, yellow `UNCERTAINTY_SCALE`."""
     share = np.clip(deviation / UNCERTAINTY_SCALE[modality], 0, 1)
-    share = enlarge(np.round(share * 255).astype(np.uint8), spacing)
-    return label(cv2.cvtColor(cv2.applyColorMap(share, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB))
+    return label(uncertainty_colours(enlarge(share.astype(np.float32), spacing)))
+
+
+def uncertainty_colours(share: np.ndarray) -> np.ndarray:
+    """Deviations (rows, columns) as shares of `UNCERTAINTY_SCALE`, in [0, 1], as RGB (rows, columns, 3)."""
+    grey = np.round(share * 255).astype(np.uint8)
+    return cv2.cvtColor(cv2.applyColorMap(grey, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
 
 
 def enlarge(image: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> np.ndarray:

@@ -20,36 +20,46 @@ from mediffuse.translate.volumes import VolumeTranslation
 from mediffuse.ui import controls, runs, viewer
 from mediffuse.ui.asked import AskedVolume, parameters
 from mediffuse.ui.controls import OPTIONS, PRIVATE, VOLUMES, Values, queued, select
-from mediffuse.ui.examples import CT_EXAMPLES, MR_EXAMPLES, Example
+from mediffuse.ui.examples import CT, T1, Example
 from mediffuse.ui.uploads import open_volume, read_volume
 from mediffuse.ui.volume_result import (
     VolumePanel,
-    anatomy_layer,
     compare,
     face_of,
+    input_layer,
     known_layers,
     voxels_of,
     write_results,
 )
 from mediffuse.ui.words import notice, status
 
-EXAMPLES = {"ct2mr": CT_EXAMPLES[0], "mr2ct": MR_EXAMPLES[0]}
+EXAMPLES = {
+    "ct2mr": Example("Example: head CT, with its real T1", CT, T1),
+    "mr2ct": Example("Example: head T1, with its real CT", T1, CT),
+}
 """By the directions of the tab."""
 
 VOLUME_OPTIONS = {"steps": OPTIONS["steps"], "samples": replace(OPTIONS["samples"], label="Samples")}
 
 
 class VolumeControls:
-    """The half of the tab that a visitor sets. components: by API parameter."""
+    """What a visitor sets: the scan, and apart from it, for on a phone the result comes first, `options`.
 
-    def __init__(self, translator: Translator) -> None:
+    components: by API parameter.
+    """
+
+    def __init__(self) -> None:
         self.components: dict[str, Component] = {}
-        with gr.Column(scale=2, min_width=300):
+        with gr.Column(min_width=280):
             self._scan()
+            self.go, self.stop = controls.run_buttons("volume")
+
+    def options(self, translator: Translator) -> None:
+        """Lay out how to translate, and what to compare with."""
+        with gr.Column(min_width=280):
             self._sampling(translator.checkpoints.speeds("ct2mr"))
             self._passes()
             self._truth()
-            self.go, self.stop = controls.run_buttons("volume")
 
     def _scan(self) -> None:
         self.components["direction"] = gr.Radio(
@@ -98,7 +108,7 @@ class VolumeControls:
 
     def _truth(self) -> None:
         self.components["truth"] = gr.File(
-            label="Ground truth: the real other one (optional)",
+            label="Real scan of the other modality, to compare with (optional)",
             file_count="multiple",
             height=130,
             elem_id="volume-truth",
@@ -120,12 +130,12 @@ class VolumeTab:
 
     def __init__(self, translator: Translator) -> None:
         self.number = runs.register(translator)
-        with gr.Row():
-            self.controls = VolumeControls(translator)
+        with gr.Row(elem_classes="volume"):
+            self.controls = VolumeControls()
             self.panel = VolumePanel()
+            self.controls.options(translator)
         self.components = self.controls.components
-        self._on_scan()
-        self._on_run()
+        self._on_run(self._on_scan())
         self._on_truth()
 
     # The events.
@@ -134,7 +144,8 @@ class VolumeTab:
         """Hand the viewer what `event` left for it to draw."""
         event.success(None, self.panel.drawn, js=viewer.show("volume-viewer"), **PRIVATE)
 
-    def _on_scan(self) -> None:
+    def _on_scan(self) -> list[Dependency]:
+        """Returns the events after which an example is there, to be translated."""
         paths, direction, series, truth = (self.components[n] for n in ("paths", "direction", "series", "truth"))
         loading = {
             "fn": self.load,
@@ -146,25 +157,32 @@ class VolumeTab:
         for choice in (series, direction, self.components["deface"]):
             self._draw_after(choice.input(**loading))
         self._draw_after(paths.clear(self._forget, outputs=loading["outputs"], **PRIVATE))
+        loaded = []
         for button, (name, example) in zip(self.controls.example_buttons, EXAMPLES.items(), strict=True):
             chosen = button.click(
                 lambda name=name, example=example: self._choose(name, example),
                 outputs=[direction, paths, truth, series],
                 **PRIVATE,
             )
-            self._draw_after(chosen.success(**loading))
+            loaded.append(chosen.success(**loading))
+            self._draw_after(loaded[-1])
+        return loaded
 
-    def _on_run(self) -> None:
+    def _on_run(self, loaded: list[Dependency]) -> None:
         controls.on_wait(self.controls.go, self.panel.status)
-        running = self.controls.go.click(
-            self.translate,
-            inputs_kwargs=select(self.components, parameters(AskedVolume)),
-            outputs=self.panel.outputs,
-            api_name="volume",
+        translating = {
+            "fn": self.translate,
+            "inputs_kwargs": select(self.components, parameters(AskedVolume)),
+            "outputs": self.panel.outputs,
             **queued(VOLUMES, self.panel.status),
-        )
-        self._draw_after(running)
-        controls.on_stop(self.controls.stop, self.panel.status, [running], "volume_stop")
+        }
+        running = [
+            self.controls.go.click(**translating, api_name="volume"),
+            *(event.success(**translating, api_visibility="private") for event in loaded),
+        ]
+        for event in running:
+            self._draw_after(event)
+        controls.on_stop(self.controls.stop, self.panel.status, running, "volume_stop")
 
     def _on_truth(self) -> None:
         truth = self.components["truth"]
@@ -222,7 +240,7 @@ class VolumeTab:
             # While the folder is there: gradio copies the file when it takes this.
             yield {
                 **emptied,
-                **self.panel.draw([anatomy_layer(scan, scan.voxels, "input", scan.modality, Path(folder))]),
+                **self.panel.draw(scan, [input_layer(scan, Path(folder))]),
                 self.panel.status: status(_size(scan)),
                 self.controls.notice: notice(scan.warnings),
             }
@@ -259,9 +277,8 @@ class VolumeTab:
             text = f"Done: {made.slices} slices in {made.seconds:.1f} s."
             yield {
                 self.panel.status: status(" ".join([text, *scan.warnings, *compared.notes])),
-                **self.panel.draw([*layers, *compared.layers]),
+                **self.panel.draw(scan, layers, compared),
                 self.panel.files: gr.File(files, visible=True),
-                **self.panel.compare(compared),
             }
         if compared.refused:
             raise compared.refused
@@ -291,8 +308,7 @@ class VolumeTab:
             compared = compare(defaced(scan, face), made, asked, Path(folder), face)
             yield {
                 **({self.panel.status: status(" ".join(compared.notes))} if compared.notes else {}),
-                **self.panel.draw([*kept, *compared.layers]),
-                **self.panel.compare(compared),
+                **self.panel.draw(scan, kept, compared),
             }
         if compared.refused:
             raise compared.refused
