@@ -57,7 +57,8 @@ _TEMPLATE = """<div class="viewer" hidden>
   <p class="readout"></p>
   <p class="help" id="viewer-help">Arrow keys move the crosshair, Page Up and Page Down change the slice, + and − zoom;
   the wheel changes the slice once a picture is clicked. Drag with the right button for the window. MRI values are on a
-  scale of 0 to 255. Radiological convention: the patient's right is on the left. Research use only, not for diagnosis.</p>
+  scale of 0 to 255. Radiological convention: the patient's right is on the left. Research use
+  only, not for diagnosis.</p>
 </div>"""
 
 
