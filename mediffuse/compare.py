@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from mediffuse.image.intensity import MR_OUTPUT_LIMITS
-from mediffuse.metrics import Scores, body_mask, by_both_protocols
+from mediffuse.metrics import Scores, body_mask, by_both_protocols, tissues
 from mediffuse.scan import Scan, ScanError, Slice
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """error: signed, made - truth (rows, columns), HU for CT and MR output units for MR."""
+    """error: signed, made - truth (rows, columns), HU for CT and MR output units for MR.
+
+    tissues: of a CT, as `metrics.tissues` gives them; empty without a body mask.
+    """
 
     error: np.ndarray
     scores: tuple[Scores, ...]
+    tissues: dict[str, float] = field(default_factory=dict)
 
 
 def compare(made: np.ndarray, truth: Slice, ct: Slice | None = None) -> Comparison:
@@ -44,7 +48,8 @@ def compare(made: np.ndarray, truth: Slice, ct: Slice | None = None) -> Comparis
         scores = by_both_protocols(real, made, mask, truth.modality, MR_OUTPUT_LIMITS)
     except ValueError as error:
         raise ScanError(f"This slice cannot be compared. {error}") from error
-    return Comparison((made - real).astype(np.float32), scores)
+    by_tissue = tissues(real, made, mask) if truth.modality == "CT" and mask.any() else {}
+    return Comparison((made - real).astype(np.float32), scores, by_tissue)
 
 
 def matching_slice(scan: Scan, place: Slice, truth: Scan) -> Slice:

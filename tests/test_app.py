@@ -1,6 +1,7 @@
 """The app as a script sees it: a real server, called by gradio_client."""
 
 import shutil
+import zipfile
 
 import cv2
 import nibabel as nib
@@ -226,3 +227,37 @@ def test_a_zip_of_both_serves_either_direction(client, ct_and_mr):
         out = call(client, api, ct_and_mr, ct_and_mr)
         assert "and this needs" not in out["status"]
         assert value(out["truth"])
+
+
+@pytest.mark.parametrize("api", ["/ct_to_mri_batch", "/contours_to_mri_batch"])
+def test_several_at_once(client, ct_path, mr_path, ct_pictures, tmp_path, api):
+    paths = [ct_path, mr_path, tmp_path / "a.png", tmp_path / "<b>a</b>.txt"]
+    cv2.imwrite(str(paths[2]), ct_pictures["brain"][10])
+    paths[3].write_text("hello")
+    out = client.predict(files=[handle_file(path) for path in paths], api_name=api)
+    table, gallery, packed = map(value, out[:3])
+    said = [row[2] for row in table["data"]]
+    assert [("Done" in text, "looks like an MRI" in text, "not a file type" in text) for text in said] == [
+        (True, False, False),
+        (False, True, False),
+        (True, False, False),
+        (False, False, True),
+    ]
+    assert len(gallery) == 2
+    with zipfile.ZipFile(packed) as archive:
+        names = archive.namelist()
+    assert names == [
+        "01_head_ct_axial010_synthetic_MR.png",
+        "01_head_ct_axial010_synthetic_MR.nii.gz",
+        "03_a_axial000_synthetic_MR.png",
+    ]
+    assert "2 of 4" in out[3]
+
+
+def test_a_batch_has_bounds(client, ct_path):
+    with pytest.raises(AppError, match="1 to 16"):
+        client.predict(files=[], api_name="/ct_to_mri_batch")
+    with pytest.raises(AppError, match="1 to 16"):
+        client.predict(files=[handle_file(ct_path)] * 17, api_name="/ct_to_mri_batch")
+    out = client.predict(files=[handle_file(ct_path)] * 9, speed="diffusion", steps=50, api_name="/ct_to_mri_batch")
+    assert all("450 steps" in row[2] for row in value(out[0])["data"])

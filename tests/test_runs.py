@@ -19,7 +19,15 @@ LONG = Settings("diffusion", steps=200)
 
 @pytest.fixture(scope="module")
 def number(tmp_path_factory):
-    return runs.register(Translator(Checkpoints(str(tiny.save_all(tmp_path_factory.mktemp("tiny"))))))
+    translator = Translator(Checkpoints(str(tiny.save_all(tmp_path_factory.mktemp("tiny")))))
+    number = runs.register(translator)
+    # What loads first says so.
+    *phases, one, two, last = run(number, Settings("diffusion", steps=2))
+    assert phases == [runs.Phase.LOADING, runs.Phase.TRANSLATING]
+    assert one.left is None
+    assert two.left == 0
+    assert isinstance(last, Translation)
+    return number
 
 
 def run(number, settings):

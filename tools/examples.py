@@ -106,6 +106,8 @@ def main() -> None:
         sitk.WriteImage(part, str(EXAMPLES / f"{name}.nii.gz"), useCompression=True)
     picture = read_scan(EXAMPLES / "head_ct.nii.gz", "CT").slice("axial", SLICE).pixels
     cv2.imwrite(str(EXAMPLES / "head_ct_brain.png"), to_uint8(window(picture, PNG_WINDOW_LIMITS["brain"])))
+    t1 = read_scan(EXAMPLES / "head_t1.nii.gz", "MR").slice("axial", SLICE)
+    cv2.imwrite(str(EXAMPLES / "head_t1.png"), to_uint8(window(t1.pixels, t1.limits)))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def photograph_volume(page: Page, path: Path) -> None:
     open_tab(page, "Volume")
     page.click("#volume-example-0")
     page.locator("#volume-viewer [data-shown='input+made+truth']").wait_for(timeout=WAIT)
-    page.locator("#volume-viewer .shown input[value=error]").check()
+    page.locator("#volume-viewer .choices input[value=error]").check()
     page.locator("#volume-viewer [data-shown='input+made+truth+error']").wait_for(timeout=WAIT)
     page.wait_for_timeout(2000)
     page.screenshot(path=path, full_page=True)

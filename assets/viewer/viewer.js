@@ -260,7 +260,7 @@
       const [low, high] = layer.window, stops = palettes[layer.role].filter((_, i) => i % 15 === 0).map((c) => `rgb(${c})`);
       const bar = make("i");
       bar.style.background = `linear-gradient(to right, ${stops})`;
-      layer.figure.append(make("div", { className: "bar" }, `${low.toFixed(0)}`, bar, `${high.toFixed(0)} ${layer.unit}`));
+      layer.figure.append(make("div", { className: "scale" }, `${low.toFixed(0)}`, bar, `${high.toFixed(0)} ${layer.unit}`));
     }
     views.append(layer.figure);
     for (const canvas of canvases) listen(layer, canvas);
@@ -272,7 +272,7 @@
       box.checked ? hidden.delete(layer.role) : hidden.add(layer.role);
       draw();
     });
-    find(".shown").append(make("label", {}, box, layer.title));
+    find(".choices").append(make("label", {}, box, layer.title));
   };
 
   for (const select of element.querySelectorAll("select")) {
@@ -301,7 +301,7 @@
     layers = found;
     find(".viewer").hidden = !layers.length;
     views.replaceChildren();
-    find(".shown").replaceChildren();
+    find(".choices").replaceChildren();
     scores = given.scores ?? [];
     if (!layers.length) {
       element.dataset.shown = "";

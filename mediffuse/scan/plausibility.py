@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import cv2
@@ -69,6 +70,17 @@ def oddities(scan: Scan) -> list[str]:
     if scan.modality == "MR" and echo and echo > T2_ECHO_MS:
         found.append(f"This MRI is T2-weighted (echo time {echo:.0f} ms): MRI to CT has learnt mostly from T1.")
     return [text for text in found if text]
+
+
+def contrast_of(scan: Scan) -> str | None:
+    """The contrast of an MRI, "T1", "T2" or "other" (FLAIR, ...), where its name or its echo time tells; else None."""
+    name = scan.name.lower()
+    if re.search(r"flair|dwi|adc|swi|t2(star|\*)", name):
+        return "other"
+    if found := set(re.findall(r"(?<![a-z0-9])(t[12])(?![0-9])", name)):
+        return found.pop().upper() if len(found) == 1 else None
+    echo = _number(scan.tags.get(ECHO))
+    return "T2" if echo and echo > T2_ECHO_MS else None
 
 
 def _body_part(scan: Scan) -> str | None:

@@ -33,6 +33,7 @@ MIN_SIDE = 16
 """Shortest side, in pixels, of a slice that is worth translating."""
 
 _AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
+_SIDES = {"sagittal": "AP", "coronal": "RL", "axial": "RL"}
 
 
 class ScanError(ValueError):
@@ -65,6 +66,7 @@ class Slice:
     pixels: float32 (rows, columns), HU for CT, the scan's own units for MR.
     spacing: mm per (row, column). limits: MR values that are black and white (see `mr_limits`).
     crop: (top, left, height, width) around the head where the field of view is much larger.
+    sides: of the patient at the left and right of what is shown, such as "RL"; "" where they are not known.
     """
 
     pixels: np.ndarray
@@ -74,6 +76,7 @@ class Slice:
     plane: str = "axial"
     index: int = 0
     crop: tuple[int, int, int, int] | None = None
+    sides: str = ""
 
     @property
     def background(self) -> float:
@@ -142,7 +145,8 @@ class Scan:
             raise ScanError(f"{self.name} is a single slice, and not an {plane} one: choose another plane.")
         spacing = float(self.spacing[rest[1]]), float(self.spacing[rest[0]])
         crop = self._crop(*rest, pixels.shape)
-        return Slice(pixels, spacing, self.modality, self.limits, plane, index, crop)
+        sides = "" if self.kind == "picture" else _SIDES[plane]
+        return Slice(pixels, spacing, self.modality, self.limits, plane, index, crop, sides)
 
     def _crop(self, across: int, up: int, shape: tuple[int, int]) -> tuple[int, int, int, int] | None:
         """Where the head lies in a slice (rows run down the `up` axis, columns down `across`), or

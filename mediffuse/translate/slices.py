@@ -17,7 +17,7 @@ from mediffuse.image.intensity import background, clear_air, decode, decode_ct, 
 from mediffuse.image.letterbox import Letterbox
 from mediffuse.machine import half_precision
 from mediffuse.scan import Slice
-from mediffuse.translate.checkpoints import SPEEDS, Checkpoint, CheckpointError, Checkpoints, name_of
+from mediffuse.translate.checkpoints import SPEEDS, Checkpoint, CheckpointError, Checkpoints, name_of, reader
 
 if TYPE_CHECKING:
     import torch
@@ -206,12 +206,12 @@ def _check(checkpoint: Checkpoint, speed: str) -> None:
     if speed != "diffusion" and not checkpoint.one_step:
         raise CheckpointError(
             f"The checkpoint {name_of(checkpoint.source)} was not trained for one step (v-prediction with zero "
-            "terminal SNR). Choose the speed Diffusion."
+            "terminal SNR). Choose Diffusion."
         )
     if speed == "sharp" and not checkpoint.sharp:
         raise CheckpointError(
             f"The checkpoint {name_of(checkpoint.source)} has no sharp variant: train/onestep.py makes one with "
-            "--sharp. Choose the speed Fast or Diffusion."
+            "--sharp. Choose Fast or Diffusion."
         )
 
 
@@ -294,15 +294,17 @@ def _run(
         arguments["controlnet_conditioning_scale"] = float(settings.control)
     else:
         arguments["image_guidance_scale"] = settings.image_guidance
-    trained, unet = pipeline.scheduler, pipeline.unet
+    part = reader(pipeline)
+    trained, own = pipeline.scheduler, getattr(pipeline, part)
     pipeline.scheduler = start.scheduler or trained
     if settings.speed == "sharp":
-        pipeline.unet = checkpoint.sharp
+        setattr(pipeline, part, checkpoint.sharp)
     try:
         with half_precision(device):
             made = pipeline(**arguments).images
     finally:
-        pipeline.scheduler, pipeline.unet = trained, unet
+        pipeline.scheduler = trained
+        setattr(pipeline, part, own)
     if output_type == "latent":
         return made
     made = np.asarray(made, np.float32)

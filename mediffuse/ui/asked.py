@@ -19,7 +19,7 @@ from mediffuse.translate.volumes import Passes
 
 @dataclass(frozen=True)
 class Speed:
-    """A speed of `Settings` on the page.
+    """A speed of `Settings` on the page, where it is called by what it is good for.
 
     at_once: quick enough to translate a new scan, slice or contrast without being asked.
     sampled: draws from noise, so it has a seed, samples and steps, which are shown as they come.
@@ -31,9 +31,9 @@ class Speed:
 
 
 SPEED_CHOICES = {
-    "fast": Speed("Fast (one step)", at_once=True, sampled=False),
-    "sharp": Speed("Sharp (one step; may invent detail)", at_once=True, sampled=False),
-    "diffusion": Speed("Diffusion (sampling)", at_once=False, sampled=True),
+    "fast": Speed("Fast: closest to a real scan, but smooth (recommended)", at_once=True, sampled=False),
+    "sharp": Speed("Sharp: as sharp as a real scan; may invent detail", at_once=True, sampled=False),
+    "diffusion": Speed("Diffusion: several possible pictures, and how uncertain they are", at_once=False, sampled=True),
 }
 
 
@@ -66,6 +66,8 @@ class AskedSlice:
     """Of the tabs CT -> MRI and MRI -> CT. scan, truth: paths of uploads. index: -1 for the central slice.
 
     shown: which window a picture of a CT shows. view: the window in which CT is displayed. series: as in `read_scan`.
+    truth_contrast: "T1", "T2", "other", or "auto" for what the file tells. pair: which two pictures lie on each other,
+    a key of `words.PAIRS`.
     """
 
     scan: str | None = None
@@ -83,6 +85,17 @@ class AskedSlice:
     contrast: str = "T1"
     start: str = "mean"
     series: str = ""
+    truth_contrast: str = "auto"
+    pair: str = "input-made"
+
+    def recipe(self, seed: int | None = None) -> tuple:
+        """What decides the picture beside the scan: equal where the same is asked for. seed: the one drawn, if any."""
+        made_by = self.speed, self.contrast, self.thresholds()
+        if not SPEED_CHOICES[self.speed].sampled:
+            return made_by
+        guidance = float(self.guidance), float(self.image_guidance) if self.guidance > 1 else 1.0
+        seed = seed if self.random and seed is not None else int(self.seed or 0)
+        return *made_by, int(self.steps), int(self.samples), guidance, seed, self.start
 
     def settings(self) -> Settings:
         """How to translate, with a seed drawn if a random one is wanted. Raises gr.Error."""
@@ -101,9 +114,10 @@ class AskedSlice:
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
-    def check_work(self) -> None:
-        """Raise gr.Error if this takes too long for a page that others use too."""
-        _refuse("This", _steps(self.settings()), MOST_STEPS, "steps or the samples, or set the guidance to 1")
+    def check_work(self, times: int = 1) -> None:
+        """Raise gr.Error if this, done so many times, takes too long for a page that others use too."""
+        lower = "steps or the samples, or set the guidance to 1"
+        _refuse("This", times * _steps(self.settings()), MOST_STEPS, lower)
 
     def thresholds(self) -> Thresholds | None:
         """Of contours, for the tab that has them."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import gradio as gr
@@ -38,7 +39,7 @@ class Option:
 
 OPTIONS = {
     "steps": Option("Steps", 2, 100, Settings.steps),
-    "samples": Option("Samples (mean and uncertainty from 2 on)", 1, 8, 1),
+    "samples": Option("Samples (from 2 on: their mean, and an uncertainty map)", 1, 8, 1),
     "guidance": Option("Guidance scale (1: off)", 1, 10, 1, 0.1),
     "image_guidance": Option("Image guidance scale (with guidance above 1)", 1, 5, 1, 0.1),
 }
@@ -59,7 +60,7 @@ def contrast_choice(tab: str, contrasts: tuple[str, ...]) -> gr.Radio:
 def speed_choice(tab: str, known: tuple[str, ...]) -> gr.Radio:
     """The speeds, of those that the tab's checkpoint knows."""
     choices = [(speed.title, name) for name, speed in SPEED_CHOICES.items() if name in known]
-    return gr.Radio(choices, value="fast", label="Speed", elem_id=f"{tab}-speed")
+    return gr.Radio(choices, value=choices[0][1], label="Kind of picture", elem_id=f"{tab}-speed")
 
 
 def option_sliders(tab: str, options: dict[str, Option], hidden: Iterable[str] = ()) -> dict[str, gr.Slider]:
@@ -79,13 +80,42 @@ def seed_box(tab: str) -> gr.Number:
     return gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, elem_id=f"{tab}-seed")
 
 
-def run_buttons(tab: str) -> tuple[gr.Button, gr.Button]:
-    """(Translate, Stop)"""
-    with gr.Row():
-        return (
-            gr.Button("Translate", variant="primary", elem_id=f"{tab}-go"),
-            gr.Button("Stop", variant="stop", elem_id=f"{tab}-stop"),
-        )
+class Bar:
+    """Translate, Stop and how a run goes, in a bar that stays in view; Stop is there while something runs."""
+
+    def __init__(self, tab: str, value: str = "") -> None:
+        with gr.Row(elem_classes="bar", elem_id=f"{tab}-bar"):
+            self.go = gr.Button("Translate", variant="primary", scale=0, min_width=130, elem_id=f"{tab}-go")
+            self.line = gr.HTML(value, elem_id=f"{tab}-status")
+            self.stop = gr.Button(
+                "Stop", variant="stop", scale=0, min_width=90, elem_id=f"{tab}-stop", elem_classes="stop"
+            )
+        self.clock = gr.Timer(1, active=False)
+
+    def on_wait(self, queue: str) -> None:
+        """Say at once that a run waits, and then for how many: unqueued, so that who waits for others sees it.
+
+        To be called before a click on Translate is given the run, in `queue`: a page answers an event in turn.
+        """
+        outputs = [self.line, self.clock]
+        # In the browser: an answer of the server might come after the run's first word.
+        waiting = json.dumps([status("Waiting…", 0, 1, old=True), {"active": True, "__type__": "update"}])
+        self.go.click(None, outputs=outputs, js=f"() => {waiting}", **PRIVATE)
+
+        def tick(request: gr.Request) -> Values:
+            before = runs.before(request.session_hash, queue)
+            if before is None:
+                return {self.clock: gr.Timer(active=False)}
+            return {self.line: status(f"Waiting: {before} before you…", 0, 1, old=True)}
+
+        self.clock.tick(tick, outputs=outputs, queue=False, **PRIVATE)
+
+    def clear_after(self, running: Dependency) -> None:
+        """Have the line say so where a run fails, also one that the server did not take."""
+        failed = json.dumps(status("Not translated.", old=True))
+        # What does not run any more may have come to its end before it failed.
+        js = f"(line) => line?.includes('<progress') ? {failed} : line"
+        running.failure(None, self.line, self.line, js=js, **PRIVATE)
 
 
 def series_choice(tab: str) -> gr.Dropdown:
@@ -108,8 +138,11 @@ def notice(tab: str) -> gr.HTML:
     return gr.HTML(visible=False, elem_classes="notice", elem_id=f"{tab}-notice")
 
 
-def score_table(tab: str, label: str) -> gr.Dataframe:
-    return gr.Dataframe(headers=SCORE_HEADERS, label=label, interactive=False, visible=False, elem_id=f"{tab}-scores")
+def score_table(tab: str, label: str, rows: Sequence[list[str]] = ()) -> gr.Dataframe:
+    """Rows of `words.score_row`; unseen while there are none."""
+    return gr.Dataframe(
+        [*rows], headers=SCORE_HEADERS, label=label, interactive=False, visible=bool(rows), elem_id=f"{tab}-scores"
+    )
 
 
 def queued(queue: str, line: gr.HTML) -> dict:
@@ -127,18 +160,26 @@ def select(controls: dict[str, Component], names: Iterable[str]) -> dict[str, Co
     return {name: controls[name] for name in names}
 
 
-def on_wait(go: gr.Button, line: gr.HTML) -> None:
-    """Say at once that a run waits: unqueued, so that who waits for another visitor's run sees it."""
-    go.click(lambda: status("Waiting…", 0, 1), outputs=line, queue=False, **PRIVATE)
+STOPPED = "Stopped. What is shown is unfinished, or of what was asked for before."
 
 
 def on_stop(stop: gr.Button, line: gr.HTML, running: list[Dependency], api_name: str) -> None:
     """End the visitor's run, queued or begun, and say so."""
     stop.click(runs.stop, cancels=running, queue=False, api_name=api_name).then(
-        lambda: status("Stopped."), outputs=line, queue=False, **PRIVATE
+        lambda: status(STOPPED, old=True), outputs=line, queue=False, **PRIVATE
     )
 
 
-def on_speed(speed: gr.Radio, options: gr.Group) -> None:
-    """Show the options of the speeds that have them."""
-    speed.change(lambda name: gr.Group(visible=SPEED_CHOICES[name].sampled), speed, options, queue=False, **PRIVATE)
+SAMPLES = 4
+"""Drawn where they are asked for to see how uncertain they are."""
+
+
+def on_speed(speed: gr.Radio, options: gr.Group, samples: gr.Slider) -> None:
+    """Show the options of the speeds that have them: in the browser, before Translate can be pressed."""
+    sampled = [name for name, choice in SPEED_CHOICES.items() if choice.sampled]
+    js = f"""(name) => {{
+      const visible = {json.dumps(sampled)}.includes(name);
+      const update = {{ __type__: "update" }};
+      return [{{ ...update, visible }}, visible ? {{ ...update, value: {SAMPLES} }} : update];
+    }}"""
+    speed.change(None, speed, [options, samples], js=js, **PRIVATE)

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import gradio as gr
+import numpy as np
 from starlette.middleware import Middleware
 
 from mediffuse.directions import DIRECTIONS
-from mediffuse.scan import guard
+from mediffuse.image.intensity import AIR_HU
+from mediffuse.scan import ScanError, Slice, guard
 from mediffuse.translate import Translator
 from mediffuse.translate.checkpoints import CheckpointError, Checkpoints
-from mediffuse.ui import faults, results, store, zero_gpu
+from mediffuse.translate.slices import DEFAULT_SIZE
+from mediffuse.ui import about, examples, faults, ready, results, store, zero_gpu
+from mediffuse.ui.controls import PRIVATE
 from mediffuse.ui.server import Guard, Page, sweeping
 from mediffuse.ui.slice_tab import SLICE_TABS, SliceTab
 from mediffuse.ui.volume_tab import VolumeTab
@@ -24,19 +30,35 @@ MAX_UPLOAD = "300mb"
 STYLE = Path(__file__).resolve().parents[2] / "assets" / "style.css"
 THEME = gr.themes.Soft(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 
-_INTRO = """# Mediffuse
-Head CT ↔ MRI with diffusion models.
+_INTRO = """# Mediffuse: head CT to MRI, and MRI to CT
 **Research use only, not for diagnosis.** Every picture made here is synthetic: it shows what a model
-finds plausible, and may invent or hide disease. What you upload and what is made of it stays on this server, is
-shown to you alone, and is deleted about {minutes:g} minutes after its last use, or when the server stops. Names in its
-header are not needed: remove them first. **A head can be recognised by its face**, also without a name: upload only
-what you may.
+finds plausible, and may invent or hide disease. [What happens to what you upload, paper, code, how to cite](#about)
 """
 
 QUEUE = 32
 """How many runs may wait."""
 SESSIONS = 128
 """How many visitors' sessions are remembered, the latest: a third of a MiB each."""
+
+
+def _link(demo: gr.Blocks, tabs: gr.Tabs, places: list[gr.Tab]) -> None:
+    """Have the address of the page name the open tab, and open the one that it names."""
+    known = [place.id for place in places]
+    for place in places:
+        # A tab is selected when the page is made, too.
+        write = f"""() => {{
+          if (!window.mediffuseOpened) return;
+          const address = new URL(window.location);
+          address.searchParams.set("tab", {json.dumps(place.id)});
+          window.history.replaceState(null, "", address);
+        }}"""
+        place.select(None, js=write, **PRIVATE)
+    read = f"""() => {{
+      window.mediffuseOpened = true;
+      const named = new URL(window.location).searchParams.get("tab");
+      return {json.dumps(known)}.includes(named) ? {{ selected: named, __type__: "update" }} : {{ __type__: "update" }};
+    }}"""
+    demo.load(None, outputs=tabs, js=read, **PRIVATE)
 
 
 def build() -> gr.Blocks:
@@ -48,17 +70,28 @@ def build() -> gr.Blocks:
             with contextlib.suppress(CheckpointError):  # its tab will say so; the others work
                 translator.checkpoints.get(direction)
     store.own_folder()
+    # Not copied to where what is not used for a while is deleted.
+    gr.set_static_paths([examples.FOLDER, ready.FOLDER])
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")  # it keeps them, and sums them up after each
     with Page(title="Mediffuse", analytics_enabled=False) as demo:
-        gr.Markdown(_INTRO.format(minutes=store.keep_seconds() / 60))
-        with gr.Tabs():
+        demo.translator = translator
+        gr.Markdown(_INTRO, elem_classes="intro")
+        slices, places = {}, []
+        with gr.Tabs(elem_id="tabs") as tabs:
             for options in SLICE_TABS:
-                with gr.Tab(options.title, id=options.direction, elem_id=f"tab-{options.direction}"):
-                    SliceTab(options, translator)
-            with gr.Tab("Volume", id="volume", elem_id="tab-volume"):
+                with gr.Tab(options.title, id=options.direction, elem_id=f"tab-{options.direction}") as place:
+                    slices[options.direction] = SliceTab(options, translator)
+                places.append(place)
+            with gr.Tab("Volume", id="volume", elem_id="tab-volume") as place:
                 VolumeTab(translator)
-            with gr.Tab("Results", id="results", elem_id="tab-results") as tab:
-                results.build(tab)
+            places.append(place)
+            with gr.Tab("Results", id="results", elem_id="tab-results") as place:
+                results.build(place)
+            places.append(place)
+        for each in slices.values():
+            each.connect(tabs, slices)
+        _link(demo, tabs, places)
+        about.build(store.keep_seconds() / 60)
     return demo.queue(max_size=QUEUE, default_concurrency_limit=4, api_open=False)
 
 
@@ -128,6 +161,15 @@ def _logins(given: str) -> list[tuple[str, str]]:
     return [(user, password) for user, _, password in pairs]
 
 
+def warm_up(translator: Translator) -> None:
+    """Load the models, and run each once, so that the first visitor waits no longer than the second."""
+    head = Slice(np.full((DEFAULT_SIZE, DEFAULT_SIZE), AIR_HU, np.float32), (1.0, 1.0), "CT")
+    head.pixels[64:192, 64:192] = 40
+    for direction in ("ct2mr", "contour2mr"):  # one model serves both others
+        with contextlib.suppress(CheckpointError, ScanError):  # who opens its tab is told
+            translator.translate(head, direction)
+
+
 def serve(demo: gr.Blocks, argv: Sequence[str] | None = None) -> None:
     """Serve the page as the command line says, until the process is ended."""
     options = command_line(argv)
@@ -135,4 +177,5 @@ def serve(demo: gr.Blocks, argv: Sequence[str] | None = None) -> None:
     with faults.said():
         store.take_all_temporary_files()
         guard.warm_up()
+        threading.Thread(target=warm_up, args=[demo.translator], daemon=True).start()
         demo.launch(**launch_options(), **options)

@@ -6,10 +6,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from enum import Enum
 from typing import NamedTuple
 
 import gradio as gr
 import numpy as np
+from gradio.context import LocalContext
 
 from mediffuse.files import trouble
 from mediffuse.image.contours import Thresholds
@@ -22,11 +24,34 @@ from mediffuse.ui.zero_gpu import on_gpu
 
 
 class Step(NamedTuple):
-    """A step that is done, of how many. preview: a model image (S, S, 3), of some of them."""
+    """A step that is done, of how many. preview: a model image (S, S, 3), of some of them. left: seconds, estimated."""
 
     step: int
     steps: int
     preview: np.ndarray | None = None
+    left: float | None = None
+
+
+class Phase(Enum):
+    """What a run does before its first step. A model is loaded by this run or by another."""
+
+    LOADING = "Loading the model"
+    TRANSLATING = "Translating"
+
+
+class Clock:
+    """Tells how long steps will take by those that were done since the first, which takes longer."""
+
+    def __init__(self) -> None:
+        self.first: tuple[int, float] | None = None
+
+    def left(self, step: int, steps: int) -> float | None:
+        """Seconds until the last step is done; None at the first."""
+        now = time.monotonic()
+        if self.first is None:
+            self.first = step, now
+        done = step - self.first[0]
+        return (now - self.first[1]) / done * (steps - step) if done else None
 
 
 REPEAT_SECONDS = 0.5
@@ -48,6 +73,19 @@ def stop(request: gr.Request) -> None:
             event.set()
 
 
+def before(visitor: str | None, queue: str) -> int | None:
+    """How many runs go before the first one of a visitor that waits in a queue; None if none waits, or one runs."""
+    queues = LocalContext.blocks.get()._queue
+    running = [event for job in queues.active_jobs for event in job or () if event.concurrency_id == queue]
+    if any(event.session_hash == visitor for event in running):
+        return None
+    events = queues.event_queue_per_concurrency_id.get(queue)
+    for place, event in enumerate(list(events.queue) if events else []):
+        if event.session_hash == visitor:
+            return place + events.current_concurrency
+    return None
+
+
 _translators: list[Translator] = []
 
 
@@ -66,17 +104,23 @@ def stream(
     settings: Settings,
     thresholds: Thresholds | None,
     visitor: str | None,
-) -> Iterator[Step | Translation]:
+) -> Iterator[Phase | Step | Translation]:
     """Run a registered translator: its steps, where the speed has some to show, then the Translation.
 
     visitor: the request's session_hash. Closing the iterator, or `stop`, ends the run. Errors become gr.Error.
     """
 
     def work(emit: Emit) -> Translation:
+        if not _translators[translator].checkpoints.loaded(direction):
+            emit(Phase.LOADING)
+            _translators[translator].checkpoints.get(direction)
+            emit(Phase.TRANSLATING)
+        clock = Clock()
+
         def on_step(step: int, steps: int, preview) -> None:
             # A decode costs about as much as a step: show every step only of short runs.
             previewed = step < steps and (steps <= 12 or step % (steps // 10) == 0)
-            emit(Step(step, steps, preview() if previewed else None))
+            emit(Step(step, steps, preview() if previewed else None, clock.left(step, steps)))
 
         report = on_step if SPEED_CHOICES[settings.speed].sampled else None
         return _translators[translator].translate(source, direction, settings, thresholds, report)

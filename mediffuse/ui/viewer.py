@@ -33,7 +33,7 @@ PRESETS = {
 
 _TEMPLATE = """<div class="viewer" hidden>
   <div class="controls">
-    <div class="shown" role="group" aria-label="Images to show"></div>
+    <div class="choices" role="group" aria-label="Images to show"></div>
     <label>CT window <select class="CT" name="CT"></select></label>
     <label>MRI window <select class="MR" name="MR"></select></label>
     <div class="drag" role="radiogroup" aria-label="What dragging does">Drag:

@@ -19,6 +19,7 @@ from mediffuse.scan import Scan, ScanError
 from mediffuse.scan.deface import defaced, face_mask
 from mediffuse.scan.formats import stem_of
 from mediffuse.scan.guard import read_scan
+from mediffuse.scan.plausibility import contrast_of
 from mediffuse.scan.resample import registered, resampled
 from mediffuse.scan.write import write_dicom, write_nifti
 from mediffuse.translate.volumes import VolumeTranslation
@@ -118,7 +119,7 @@ def write_results(
     about = {"defaced": asked.deface}
     layers = [
         input_layer(scan, folder),
-        anatomy_layer(scan, made.voxels, "made", made.modality, folder, **about),
+        _titled(anatomy_layer(scan, made.voxels, "made", made.modality, folder, **about), asked.contrast),
     ]
     stem = stem_of(scan.name) or "scan"
     title = f"{stem}_synthetic_{MODALITY_TITLES[made.modality]}"
@@ -156,18 +157,33 @@ def compare(scan: Scan, made: np.ndarray, asked: AskedVolume, folder: Path, face
     try:
         truth = open_volume(asked.truth, target, prefix="Ground truth: ")
         notes = [f"Ground truth: {warning}" for warning in truth.warnings]
+        contrast = contrast_of(truth) if target == "MR" else None
         truth, done = _onto(scan, truth, asked.register)
         truth = defaced(truth, face)
+        layer = anatomy_layer(scan, truth.voxels, "truth", target, folder, limits=truth.limits)
+        layer = _titled(layer, contrast)
+        if contrast not in (None, asked.contrast):
+            real = "of another contrast" if contrast == "other" else f"a {contrast}"
+            text = f"The real MRI is {real}, this a synthetic {asked.contrast}: they are not scored against each other."
+            return Compared(layers=[layer], notes=[*notes, *done, text])
         comparison = compare_volumes(made, scan, truth)
     except gr.Error as error:
         return Compared(refused=error)
     except ScanError as error:
         return Compared(refused=gr.Error(f"Ground truth: {error}", duration=None, print_exception=False))
     layers = [
-        anatomy_layer(scan, truth.voxels, "truth", target, folder, limits=truth.limits),
+        layer,
         map_layer(scan, comparison.error, "error", target, folder, defaced=asked.deface),
     ]
     return Compared(_mean_rows(comparison, target), _by_slice(comparison), layers, [*notes, *done])
+
+
+def _titled(file: LayerFile, contrast: str | None) -> LayerFile:
+    """With the contrast in its title, if it is an MRI."""
+    if file.layer.modality == "CT":
+        return file
+    title = f"{file.layer.title} ({contrast or 'contrast not known'})"
+    return replace(file, layer=replace(file.layer, title=title))
 
 
 def _mean_rows(comparison: VolumeComparison, modality: str) -> list[list[str]]:
@@ -213,8 +229,7 @@ class VolumePanel:
     """The components of the Volume tab that show a result."""
 
     def __init__(self) -> None:
-        with gr.Column(min_width=300):
-            self.status = gr.HTML(elem_id="volume-status")
+        with gr.Column(scale=5, min_width=300, elem_classes="shown"):
             viewer.build("volume-viewer")
             self.scores = score_table("volume", "Mean over slices")
             self.files = gr.File(label="Results", file_count="multiple", visible=False, elem_id="volume-files")
@@ -229,8 +244,8 @@ class VolumePanel:
 
     @property
     def outputs(self) -> list[Component]:
-        """All of it, in the order of the API."""
-        return [self.status, *self.drawn, self.files, self.scores]
+        """All of it."""
+        return [*self.drawn, self.files, self.scores]
 
     def draw(self, scan: Scan, layers: list[LayerFile], compared: Compared = Compared()) -> Values:
         """Values for the viewer, which shows `layers` on the grid of `scan`, and for the table."""

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import html
-from collections.abc import Collection
+import json
+import math
+from collections.abc import Collection, Iterable
+from pathlib import Path
 
 import gradio as gr
 
-from mediffuse.image.display import ERROR_SCALE, UNCERTAINTY_SCALE
+from mediffuse.image.display import ERROR_SCALE, UNCERTAINTY_SCALE, UNITS
 from mediffuse.metrics import Scores
 
 MODALITY_TITLES = {"CT": "CT", "MR": "MRI"}
-UNITS = {"CT": "HU", "MR": "of 255"}
 SCORE_HEADERS = ["Protocol", "PSNR (dB)", "SSIM", "MAE"]
-PROTOCOLS = {"paper": "paper (8-bit, whole frame)", "synthrad": "synthrad (in body mask)"}
+PROTOCOLS = {
+    "paper": "paper (as the published project: 8-bit, whole frame)",
+    "synthrad": "synthrad (as the SynthRAD2023 challenge: in the head alone)",
+}
 MAE_UNITS = {
     ("CT", "paper"): "grey levels",
     ("MR", "paper"): "grey levels",
     ("CT", "synthrad"): "HU",
     ("MR", "synthrad"): "of range",
 }
+PAIRS = {"input-made": ("input", "made"), "made-truth": ("made", "truth"), "input-truth": ("input", "truth")}
+"""Two pictures of a result that may lie on each other, left and right."""
+RESULTS = Path(__file__).resolve().parents[2] / "assets" / "results" / "results.json"
+"""What `python -m mediffuse.evaluate` measured of the bundled checkpoints."""
 
 
 def score_row(scores: Scores, modality: str) -> list[str]:
@@ -38,6 +48,72 @@ def spread_label(modality: str) -> str:
     return f"Uncertainty 0–{UNCERTAINTY_SCALE[modality]:.0f} {UNITS[modality]} (SD)"
 
 
+_TISSUES = {"mae_bone": "bone", "mae_soft": "soft tissue", "mae_air": "air"}
+
+EXPLAINED = """
+- **MAE**: mean absolute error, by how much a pixel is off on average; 0 is perfect. For a CT in HU, where air is at
+  -1000, water at 0, brain at about 35 and bone above 300.
+- **PSNR**: peak signal-to-noise ratio in dB, the squared error against the brightest value. Higher is better: 20 is
+  rough, 30 is close. A blurred picture may score well.
+- **SSIM**: structural similarity, whether patterns agree, from 0 (not at all) to 1 (the same).
+- **Dice**: how much two outlines overlap, from 0 to 100 %.
+- *paper*: as the published project measured it, both pictures in 8 bits and the whole frame, air too.
+- *synthrad*: as the SynthRAD2023 challenge does, in the head alone; a CT in HU, an MRI in shares of the real one's
+  range.
+
+The usual values are the means of the bundled Fast model over patients that it was not trained on: see the Results tab.
+"""
+"""Markdown that says what the scores are."""
+
+
+@functools.cache
+def usual(direction: str, protocol: str, path: Path = RESULTS) -> dict[str, float]:
+    """What the bundled Fast model reached on val patients, by field of `Scores`; empty where nothing was measured."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    except (OSError, ValueError, KeyError):
+        return {}
+    wanted = {"direction": direction, "protocol": protocol, "speed": "fast", "split": "val"}
+    found = [row for row in rows if wanted.items() <= row.items() and row["model"] in ("ip2p", "controlnet")]
+    return {name: found[0][name] for name in ("psnr", "ssim", "mae")} if found else {}
+
+
+def scores_in_words(
+    scores: Iterable[Scores], tissues: dict[str, float], direction: str, modality: str, *, bundled: bool
+) -> str:
+    """How good a synthetic CT or MR is, in a sentence or two. tissues: as in `metrics.tissues`, of a CT.
+
+    bundled: whether it was made by what `usual` tells of.
+    """
+    by_protocol = {one.protocol: one for one in scores}
+    if not by_protocol:
+        return ""
+    one = by_protocol.get("synthrad") or by_protocol["paper"]
+    in_head = one.protocol == "synthrad"
+    expected = usual(direction, one.protocol) if bundled else {}
+
+    def value(name: str, text: str) -> str:
+        return text.format(getattr(one, name)) + (f" (usual: {text.format(expected[name])})" if expected else "")
+
+    if modality == "CT":
+        off = value("mae", "{:.0f} HU" if in_head else "{:.0f} grey levels of 255")
+    else:
+        off = value("mae", "{:.0%} of its range" if in_head else "{:.0f} of 255")
+    where = "in the head" if in_head else "in the picture"
+    text = f"Against the real {MODALITY_TITLES[modality]}, a pixel {where} is off by {off} on average; "
+    text += f"PSNR {value('psnr', '{:.1f} dB')}, SSIM {value('ssim', '{:.2f}')}."
+    known = [f"{title} {tissues[name]:.0f} HU" for name, title in _TISSUES.items() if _is_number(tissues, name)]
+    if known:
+        text += f" By tissue: {', '.join(known)}."
+    if _is_number(tissues, "dice_bone"):
+        text += f" Bone overlaps by {tissues['dice_bone']:.0%} (Dice)."
+    return f"{text} What is this?"
+
+
+def _is_number(values: dict[str, float], name: str) -> bool:
+    return math.isfinite(values.get(name, math.nan))
+
+
 def paragraphs(texts: Collection[str]) -> str:
     """HTML of texts of any origin: file names and tags in them are no markup."""
     return "".join(f"<p>{html.escape(text)}</p>" for text in texts)
@@ -48,8 +124,11 @@ def notice(texts: Collection[str]) -> gr.HTML:
     return gr.HTML(paragraphs(texts), visible=bool(texts))
 
 
-def status(text: str, step: int | None = None, steps: int | None = None) -> str:
-    """HTML that says how a run goes, with a progress bar if there are `steps`."""
+def status(text: str, step: int | None = None, steps: int | None = None, *, old: bool = False) -> str:
+    """HTML that says how a run goes, with a progress bar if there are `steps`, which only something that runs has.
+
+    old: the pictures shown are not of what is asked for now; the page's style greys them out.
+    """
     text = html.escape(text)
-    bar = f'<progress value="{step}" max="{steps}"></progress> ' if steps else ""
-    return f'<div class="status" role="status">{bar}{text}</div>'
+    bar = f'<progress value="{step}" max="{steps}" aria-label="Progress"></progress> ' if steps else ""
+    return f'<div class="status{" old" if old else ""}" role="status">{bar}{text}</div>'

@@ -14,8 +14,10 @@ def open_tab(page: Page, title: str) -> None:
 
 
 def first_example(page: Page, name: str) -> None:
-    """Click the example and wait for its translation and comparison."""
+    """Click the example, have it translated, and wait for its comparison."""
     page.click(f"#{name}-example-0")
+    expect(page.locator(f"#{name}-status")).to_contain_text("beforehand", timeout=TIMEOUT)
+    page.click(f"#{name}-go")
     expect(page.locator(f"#{name}-status")).to_contain_text("Done in", timeout=TIMEOUT)
     expect(page.locator(f"#{name}-scores")).to_contain_text("synthrad", timeout=TIMEOUT)
     for picture in ("input", "made", "truth-picture", "error"):
@@ -90,14 +92,13 @@ def test_mri_to_ct_and_the_view_window(page: Page):
 
 
 def test_diffusion_streams_and_stops(page: Page):
-    page.click("#ct2mr-example-0")
-    expect(page.locator("#ct2mr-status")).to_contain_text("Done in", timeout=TIMEOUT)
+    made = source(page, "#ct2mr-made img")
     page.locator("#ct2mr-speed").get_by_text("Diffusion").click()
     page.locator("#ct2mr-steps input[type=number]").fill("100")
     page.click("#ct2mr-go")
     expect(page.locator("#ct2mr-status")).to_contain_text("Step", timeout=TIMEOUT)
+    expect(page.locator("#ct2mr-made img")).not_to_have_attribute("src", made, timeout=TIMEOUT)  # a step is shown
     expect(page.locator("#ct2mr-scores")).to_be_hidden()  # those of the last result
-    page.wait_for_selector("#ct2mr-made img", timeout=TIMEOUT)  # a step is shown
     page.click("#ct2mr-stop")
     expect(page.locator("#ct2mr-status")).to_contain_text("Stopped", timeout=TIMEOUT)
     made = source(page, "#ct2mr-made img")
@@ -134,7 +135,7 @@ def test_a_new_scan_inherits_nothing(page: Page):
     page.click("#ct2mr-example-0")
     expect(page.locator("#ct2mr-scores")).to_contain_text("synthrad", timeout=TIMEOUT)
     # The other example has no ground truth: nothing of the first may stay.
-    page.click("#ct2mr-example-1")
+    page.click("#ct2mr-example-3")
     expect(page.locator("#ct2mr-files")).to_contain_text("head_ct_brain", timeout=TIMEOUT)
     expect(page.locator("#ct2mr-scores")).to_be_hidden()
     expect(page.locator("#ct2mr-shown")).to_be_visible()
@@ -143,6 +144,8 @@ def test_a_new_scan_inherits_nothing(page: Page):
 
 def test_t2_is_made_at_once_when_it_is_chosen(page: Page):
     contrast = page.locator("#ct2mr-contrast")
+    page.locator("#ct2mr-scan").get_by_label("Clear").click()
+    expect(page.locator("#ct2mr-scores")).to_be_hidden(timeout=TIMEOUT)
     contrast.get_by_label("T2").check()  # before there is a scan: nothing to do, and no error
     expect(page.locator(".toast-body.error")).to_have_count(0)
     contrast.get_by_label("T1").check()

@@ -47,7 +47,7 @@ def test_a_head_goes_in_and_comes_out_in_its_place(page: Page, tmp_path):
     assert drawn(page, 2).mean() > real.mean() + 3
     page.select_option("#volume-viewer select.MR", index=1)
     # The values are those of the files, an MRI's on the scale of 0 to 255, and the error is their difference.
-    page.locator("#volume-viewer .shown input[value=error]").check()
+    page.locator("#volume-viewer .choices input[value=error]").check()
     shows(page, "input+made+truth+error")
     box = page.locator("#volume-viewer canvas").first.bounding_box()
     page.mouse.move(box["x"] + 0.4 * box["width"], box["y"] + 0.6 * box["height"])
