@@ -613,7 +613,7 @@ def use(scan) -> Iterator[None]:
     from mediffuse.image.display import CT_VIEWS, picture
     from mediffuse.scan import PLANES, ScanError
     from mediffuse.scan.resample import straightened
-    from mediffuse.ui.viewer import presets_of, window_of
+    from mediffuse.ui.viewer import describe
 
     for plane in PLANES:
         with contextlib.suppress(ScanError):
@@ -625,8 +625,7 @@ def use(scan) -> Iterator[None]:
             scan.slice_to_nifti(one, one.pixels).to_bytes()
     yield
     scan.head_mask()
-    window_of(scan.voxels)
-    presets_of(scan.voxels, scan.modality)
+    describe([], scan)
     straightened(scan)
 
 

@@ -17,7 +17,7 @@ from playwright.sync_api import Page, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mediffuse.ui.page import build, launch_options
-from tests.browser.conftest import CHROMIUM, SOFTWARE_WEBGL
+from tests.browser.conftest import CHROMIUM
 
 FOLDER = Path(__file__).resolve().parents[1] / "assets" / "screenshots"
 TABS = {
@@ -44,9 +44,9 @@ def slices_ready(page: Page, name: str) -> None:
 
 def volume_ready(page: Page) -> None:
     page.click("#volume-example-0")
-    page.locator("#volume-viewer [data-shown=input]").wait_for(timeout=WAIT)
-    page.click("#volume-go")
-    page.locator("#volume-viewer [data-shown=made]").wait_for(timeout=WAIT)
+    page.locator("#volume-viewer [data-shown='input+made+truth']").wait_for(timeout=WAIT)
+    page.locator("#volume-viewer .choices input[value=error]").check()
+    page.locator("#volume-viewer [data-shown='input+made+truth+error']").wait_for(timeout=WAIT)
     page.wait_for_timeout(2000)
 
 
@@ -67,7 +67,7 @@ def main() -> None:
     demo = build()
     demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *SOFTWARE_WEBGL])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         for begin, (width, height, theme) in LOOKS.items():
             page = browser.new_page(viewport={"width": width, "height": height})
             for file, tab in TABS.items():

@@ -80,15 +80,6 @@ def seed_box(tab: str) -> gr.Number:
     return gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, elem_id=f"{tab}-seed")
 
 
-def run_buttons(tab: str) -> tuple[gr.Button, gr.Button]:
-    """(Translate, Stop)"""
-    with gr.Row():
-        return (
-            gr.Button("Translate", variant="primary", elem_id=f"{tab}-go"),
-            gr.Button("Stop", variant="stop", elem_id=f"{tab}-stop"),
-        )
-
-
 class Bar:
     """Translate, Stop and how a run goes, in a bar that stays in view; Stop is there while something runs."""
 
@@ -170,11 +161,6 @@ def select(controls: dict[str, Component], names: Iterable[str]) -> dict[str, Co
 
 
 STOPPED = "Stopped. What is shown is unfinished, or of what was asked for before."
-
-
-def on_wait(go: gr.Button, line: gr.HTML) -> None:
-    """Say at once that a run waits: unqueued, so that who waits for another visitor's run sees it."""
-    go.click(lambda: status("Waiting…", 0, 1), outputs=line, queue=False, **PRIVATE)
 
 
 def on_stop(stop: gr.Button, line: gr.HTML, running: list[Dependency], api_name: str) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import gradio as gr
 import numpy as np
-import pandas as pd
 from gradio.components import Component
 
 from mediffuse.compare import VolumeComparison, compare_volumes
@@ -21,6 +19,7 @@ from mediffuse.scan import Scan, ScanError
 from mediffuse.scan.deface import defaced, face_mask
 from mediffuse.scan.formats import stem_of
 from mediffuse.scan.guard import read_scan
+from mediffuse.scan.plausibility import contrast_of
 from mediffuse.scan.resample import registered, resampled
 from mediffuse.scan.write import write_dicom, write_nifti
 from mediffuse.translate.volumes import VolumeTranslation
@@ -29,11 +28,7 @@ from mediffuse.ui.asked import AskedVolume
 from mediffuse.ui.controls import Values, score_table
 from mediffuse.ui.uploads import open_volume
 from mediffuse.ui.viewer import Layer
-from mediffuse.ui.words import MODALITY_TITLES, UNITS, error_label, score_row, spread_label
-
-PLOTTED = {"psnr": "PSNR (dB)", "ssim": "SSIM"}
-"""Titles of the scores that are plotted by slice, by field of `Scores`."""
-
+from mediffuse.ui.words import MODALITY_TITLES, UNITS, score_row
 
 _ROLES = {"input": "Input", "made": "Synthetic", "truth": "Real"}
 
@@ -47,16 +42,26 @@ class LayerFile:
 
 
 def anatomy_layer(
-    scan: Scan, voxels: np.ndarray, role: str, modality: str, folder: Path, *, defaced: bool = False
+    scan: Scan,
+    voxels: np.ndarray,
+    role: str,
+    modality: str,
+    folder: Path,
+    *,
+    limits: tuple[float, float] | None = None,
+    defaced: bool = False,
 ) -> LayerFile:
-    """Write CT or MR voxels (X, Y, Z) for the viewer. role: input, made or truth."""
-    if modality == "CT":
-        window = CT_VIEWS[BRAIN if role == "input" else SOFT_TISSUE]
-    else:
-        window = MR_OUTPUT_LIMITS if role == "made" else viewer.window_of(voxels)
+    """Write CT or MR voxels (X, Y, Z) on the grid of `scan` for the viewer. role: input, made or truth; limits: black
+    and white of a real MRI."""
+    window = CT_VIEWS[BRAIN if role == "input" else SOFT_TISSUE] if modality == "CT" else MR_OUTPUT_LIMITS
     title = f"{_ROLES[role]} {MODALITY_TITLES[modality]}"
-    layer = Layer(role, title, modality, _unit(modality), window, viewer.presets_of(voxels, modality))
+    layer = Layer(role, title, modality, UNITS[modality], window, _plain(limits), viewer.PRESETS[modality])
     return _written(scan, voxels, layer, modality, folder / f"{role}.nii.gz", defaced=defaced)
+
+
+def input_layer(scan: Scan, folder: Path) -> LayerFile:
+    """Write a scan for the viewer."""
+    return anatomy_layer(scan, scan.voxels, "input", scan.modality, folder, limits=scan.limits)
 
 
 def map_layer(
@@ -64,15 +69,15 @@ def map_layer(
 ) -> LayerFile:
     """Write a map (X, Y, Z) for the viewer, in the units of CT or MR. role: error or spread."""
     title, scale = {
-        "error": (error_label(modality), ERROR_SCALE[modality]),
-        "spread": (spread_label(modality), UNCERTAINTY_SCALE[modality]),
+        "error": ("Error (red: too high)", ERROR_SCALE[modality]),
+        "spread": ("Uncertainty (SD)", UNCERTAINTY_SCALE[modality]),
     }[role]
-    layer = Layer(role, title, modality, _unit(modality), (0.0, scale))
+    layer = Layer(role, title, modality, UNITS[modality], (-scale if role == "error" else 0.0, scale))
     return _written(scan, voxels, layer, role, folder / f"{role}.nii.gz", defaced=defaced)
 
 
-def _unit(modality: str) -> str:
-    return "HU" if modality == "CT" else ""
+def _plain(limits: tuple[float, float] | None) -> tuple[float, float] | None:
+    return limits and (float(limits[0]), float(limits[1]))
 
 
 def _written(scan: Scan, voxels: np.ndarray, layer: Layer, content: str, path: Path, *, defaced: bool) -> LayerFile:
@@ -83,8 +88,8 @@ def _written(scan: Scan, voxels: np.ndarray, layer: Layer, content: str, path: P
 
 def known_layers(paths: list[str] | None, about: str | None) -> dict[str, LayerFile]:
     """What the viewer shows now, by role."""
-    layers = [Layer(**{**fields, "window": tuple(fields["window"])}) for fields in json.loads(about or "[]")]
-    return {layer.role: LayerFile(path, layer) for layer, path in zip(layers, paths or [], strict=False)}
+    layers = zip(viewer.described(about), paths or [], strict=False)
+    return {layer.role: LayerFile(path, layer) for layer, path in layers}
 
 
 def voxels_of(path: str, scan: Scan, modality: str) -> np.ndarray:
@@ -113,8 +118,8 @@ def write_results(
     """Write what was made: (layers for the viewer, files to download)."""
     about = {"defaced": asked.deface}
     layers = [
-        anatomy_layer(scan, scan.voxels, "input", scan.modality, folder),
-        anatomy_layer(scan, made.voxels, "made", made.modality, folder, **about),
+        input_layer(scan, folder),
+        _titled(anatomy_layer(scan, made.voxels, "made", made.modality, folder, **about), asked.contrast),
     ]
     stem = stem_of(scan.name) or "scan"
     title = f"{stem}_synthetic_{MODALITY_TITLES[made.modality]}"
@@ -133,11 +138,12 @@ def write_results(
 class Compared:
     """A comparison with a ground truth as it is shown; empty without one.
 
-    refused: why it could not be made, to be raised once the rest is shown.
+    by_slice: (axial slice, PSNR, SSIM) by protocol "paper". refused: why it could not be made, to be raised once the
+    rest is shown.
     """
 
     rows: list[list[str]] = field(default_factory=list)
-    by_slice: pd.DataFrame | None = None
+    by_slice: list[tuple[int, float, float]] = field(default_factory=list)
     layers: list[LayerFile] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     refused: gr.Error | None = None
@@ -151,19 +157,33 @@ def compare(scan: Scan, made: np.ndarray, asked: AskedVolume, folder: Path, face
     try:
         truth = open_volume(asked.truth, target, prefix="Ground truth: ")
         notes = [f"Ground truth: {warning}" for warning in truth.warnings]
+        contrast = contrast_of(truth) if target == "MR" else None
         truth, done = _onto(scan, truth, asked.register)
         truth = defaced(truth, face)
+        layer = anatomy_layer(scan, truth.voxels, "truth", target, folder, limits=truth.limits)
+        layer = _titled(layer, contrast)
+        if contrast not in (None, asked.contrast):
+            real = "of another contrast" if contrast == "other" else f"a {contrast}"
+            text = f"The real MRI is {real}, this a synthetic {asked.contrast}: they are not scored against each other."
+            return Compared(layers=[layer], notes=[*notes, *done, text])
         comparison = compare_volumes(made, scan, truth)
     except gr.Error as error:
         return Compared(refused=error)
     except ScanError as error:
         return Compared(refused=gr.Error(f"Ground truth: {error}", duration=None, print_exception=False))
     layers = [
-        anatomy_layer(scan, truth.voxels, "truth", target, folder),
+        layer,
         map_layer(scan, comparison.error, "error", target, folder, defaced=asked.deface),
     ]
-    notes += [*done, *_flicker(comparison, target)]
-    return Compared(_mean_rows(comparison, target), _by_slice(comparison), layers, notes)
+    return Compared(_mean_rows(comparison, target), _by_slice(comparison), layers, [*notes, *done])
+
+
+def _titled(file: LayerFile, contrast: str | None) -> LayerFile:
+    """With the contrast in its title, if it is an MRI."""
+    if file.layer.modality == "CT":
+        return file
+    title = f"{file.layer.title} ({contrast or 'contrast not known'})"
+    return replace(file, layer=replace(file.layer, title=title))
 
 
 def _mean_rows(comparison: VolumeComparison, modality: str) -> list[list[str]]:
@@ -178,23 +198,12 @@ def _mean_rows(comparison: VolumeComparison, modality: str) -> list[list[str]]:
     return [score_row(mean, modality) for mean in means]
 
 
-def _by_slice(comparison: VolumeComparison) -> pd.DataFrame:
-    rows = [
-        (index, *(getattr(scores, name) for name in PLOTTED))
+def _by_slice(comparison: VolumeComparison) -> list[tuple[int, float, float]]:
+    return [
+        (index, scores.psnr, scores.ssim)
         for index, slice_scores in comparison.slices
         for scores in slice_scores
         if scores.protocol == "paper"
-    ]
-    return pd.DataFrame(rows, columns=["slice", *PLOTTED.values()])
-
-
-def _flicker(comparison: VolumeComparison, modality: str) -> list[str]:
-    if not np.isfinite(comparison.delta_z):
-        return []
-    off, real = (f"{change:.0f}" for change in (comparison.delta_z, comparison.delta_z_truth))
-    unit = UNITS[modality]
-    return [
-        f"Its change from slice to slice is off by {off} {unit}; the real one changes by {real} (means in the head)."
     ]
 
 
@@ -220,15 +229,9 @@ class VolumePanel:
     """The components of the Volume tab that show a result."""
 
     def __init__(self) -> None:
-        with gr.Column(scale=5, min_width=320):
-            self.status = gr.HTML(elem_id="volume-status")
+        with gr.Column(scale=5, min_width=300, elem_classes="shown"):
             viewer.build("volume-viewer")
             self.scores = score_table("volume", "Mean over slices")
-            with gr.Row():
-                self.plots = [
-                    gr.LinePlot(x="slice", y=title, title=f"{title} by axial slice (paper)", visible=False, height=220)
-                    for title in PLOTTED.values()
-                ]
             self.files = gr.File(label="Results", file_count="multiple", visible=False, elem_id="volume-files")
             # What the viewer draws: files for their addresses, and what they are.
             self.layers = gr.File(file_count="multiple", visible="hidden", elem_id="volume-layers")
@@ -241,25 +244,23 @@ class VolumePanel:
 
     @property
     def outputs(self) -> list[Component]:
-        """All of it, in the order of the API."""
-        return [self.status, *self.drawn, self.files, self.scores, *self.plots]
+        """All of it."""
+        return [*self.drawn, self.files, self.scores]
 
-    def draw(self, layers: list[LayerFile]) -> Values:
-        """Values for the viewer."""
+    def draw(self, scan: Scan, layers: list[LayerFile], compared: Compared = Compared()) -> Values:
+        """Values for the viewer, which shows `layers` on the grid of `scan`, and for the table."""
+        layers = [*layers, *compared.layers]
         return {
-            self.layers: [each.path for each in layers] or None,
-            self.about: viewer.describe([each.layer for each in layers]),
-        }
-
-    def compare(self, compared: Compared) -> Values:
-        """Values for the table and the plots."""
-        if compared.by_slice is None:
-            return {self.scores: gr.Dataframe(visible=False), **dict.fromkeys(self.plots, gr.LinePlot(visible=False))}
-        return {
-            self.scores: gr.Dataframe(compared.rows, visible=True),
-            **{plot: gr.LinePlot(compared.by_slice, visible=True) for plot in self.plots},
+            self.layers: [each.path for each in layers],
+            self.about: viewer.describe([each.layer for each in layers], scan, compared.by_slice),
+            self.scores: gr.Dataframe(compared.rows, visible=bool(compared.rows)),
         }
 
     def empty(self) -> Values:
         """Values that take a result away."""
-        return {**self.draw([]), self.files: gr.File(None, visible=False), **self.compare(Compared())}
+        return {
+            self.layers: None,
+            self.about: "",
+            self.files: gr.File(None, visible=False),
+            self.scores: gr.Dataframe([], visible=False),
+        }

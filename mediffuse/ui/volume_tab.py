@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,55 +21,70 @@ from mediffuse.translate.volumes import VolumeTranslation
 from mediffuse.ui import controls, runs, viewer
 from mediffuse.ui.asked import AskedVolume, parameters
 from mediffuse.ui.controls import OPTIONS, PRIVATE, VOLUMES, Values, queued, select
-from mediffuse.ui.examples import CT_EXAMPLES, MR_EXAMPLES, Example
+from mediffuse.ui.examples import CT, T1, Example
 from mediffuse.ui.uploads import open_volume, read_volume
 from mediffuse.ui.volume_result import (
     VolumePanel,
-    anatomy_layer,
     compare,
     face_of,
+    input_layer,
     known_layers,
     voxels_of,
     write_results,
 )
 from mediffuse.ui.words import notice, status
 
-EXAMPLES = {"ct2mr": CT_EXAMPLES[0], "mr2ct": MR_EXAMPLES[0]}
+EXAMPLES = {
+    "ct2mr": Example("Example: head CT, with its real T1", CT, T1),
+    "mr2ct": Example("Example: head T1, with its real CT", T1, CT),
+}
 """By the directions of the tab."""
+
+ABOUT = (
+    "Makes a synthetic MRI (T1 or T2) of a whole head CT, or a CT of an MRI, slice by slice, in its place and on its "
+    "grid. Choose an example, or a scan of your own."
+)
+COMPARED = ("paths", "direction", "series", "contrast", "truth", "register", "deface")
+"""The API parameters that a comparison needs."""
 
 VOLUME_OPTIONS = {"steps": OPTIONS["steps"], "samples": replace(OPTIONS["samples"], label="Samples")}
 
 
 class VolumeControls:
-    """The half of the tab that a visitor sets. components: by API parameter."""
+    """What a visitor sets: the scan, and below it `options`. components: by API parameter."""
 
-    def __init__(self, translator: Translator) -> None:
+    def __init__(self) -> None:
         self.components: dict[str, Component] = {}
-        with gr.Column(scale=2, min_width=300):
-            self._scan()
+        self._scan()
+
+    def options(self, translator: Translator) -> None:
+        """Lay out how to translate, and what to compare with: beside the result, below it on a phone."""
+        with gr.Column(scale=2, min_width=280, elem_classes="settings"):
             self._sampling(translator.checkpoints.speeds("ct2mr"))
             self._passes()
             self._truth()
-            self.go, self.stop = controls.run_buttons("volume")
 
     def _scan(self) -> None:
-        self.components["direction"] = gr.Radio(
-            [(DIRECTION_TITLES[direction], direction) for direction in EXAMPLES],
-            value="ct2mr",
-            label="Translate",
-            elem_id="volume-direction",
-        )
-        self.components["paths"] = gr.File(
-            label="Scan: NIfTI, NRRD, MetaImage, MGZ, or a DICOM series (its files, or a zip)",
-            file_count="multiple",
-            height=130,
-            elem_id="volume-scan",
-        )
         with gr.Row():
-            self.example_buttons = [
-                gr.Button(example.title, size="sm", elem_id=f"volume-example-{place}")
-                for place, example in enumerate(EXAMPLES.values())
-            ]
+            with gr.Column(scale=2, min_width=280):
+                self.components["paths"] = gr.File(
+                    label="Scan: NIfTI, NRRD, MetaImage, MGZ, or a DICOM series (its files, or a zip)",
+                    file_count="multiple",
+                    height=130,
+                    elem_id="volume-scan",
+                )
+            with gr.Column(scale=5, min_width=280):
+                self.components["direction"] = gr.Radio(
+                    [(DIRECTION_TITLES[direction], direction) for direction in EXAMPLES],
+                    value="ct2mr",
+                    label="Direction",
+                    elem_id="volume-direction",
+                )
+                with gr.Row():
+                    self.example_buttons = [
+                        gr.Button(example.title, size="sm", elem_id=f"volume-example-{place}")
+                        for place, example in enumerate(EXAMPLES.values())
+                    ]
         self.components["series"] = controls.series_choice("volume")
         self.notice = controls.notice("volume")
 
@@ -98,7 +114,7 @@ class VolumeControls:
 
     def _truth(self) -> None:
         self.components["truth"] = gr.File(
-            label="Ground truth: the real other one (optional)",
+            label="Real scan of the other modality, to compare with (optional)",
             file_count="multiple",
             height=130,
             elem_id="volume-truth",
@@ -120,13 +136,20 @@ class VolumeTab:
 
     def __init__(self, translator: Translator) -> None:
         self.number = runs.register(translator)
-        with gr.Row():
-            self.controls = VolumeControls(translator)
+        gr.Markdown(ABOUT, elem_classes="about")
+        self.controls = VolumeControls()
+        self.bar = controls.Bar("volume")
+        with gr.Row(elem_classes="work"):
+            self.controls.options(translator)
             self.panel = VolumePanel()
         self.components = self.controls.components
-        self._on_scan()
-        self._on_run()
+        self._on_run(self._on_scan())
         self._on_truth()
+
+    @property
+    def outputs(self) -> list[Component]:
+        """What a run changes, in the order of the API."""
+        return [self.bar.line, *self.panel.outputs]
 
     # The events.
 
@@ -134,37 +157,56 @@ class VolumeTab:
         """Hand the viewer what `event` left for it to draw."""
         event.success(None, self.panel.drawn, js=viewer.show("volume-viewer"), **PRIVATE)
 
-    def _on_scan(self) -> None:
+    def _on_scan(self) -> list[Dependency]:
+        """Returns the events after which an example is there, to be translated."""
         paths, direction, series, truth = (self.components[n] for n in ("paths", "direction", "series", "truth"))
         loading = {
             "fn": self.load,
             "inputs_kwargs": select(self.components, ("paths", "direction", "series", "deface")),
-            "outputs": [series, self.controls.notice, *self.panel.outputs],
+            "outputs": [series, self.controls.notice, *self.outputs],
             **PRIVATE,
         }
         self._draw_after(paths.upload(controls.no_series, outputs=series, **PRIVATE).success(**loading))
         for choice in (series, direction, self.components["deface"]):
             self._draw_after(choice.input(**loading))
         self._draw_after(paths.clear(self._forget, outputs=loading["outputs"], **PRIVATE))
+        loaded = []
         for button, (name, example) in zip(self.controls.example_buttons, EXAMPLES.items(), strict=True):
             chosen = button.click(
                 lambda name=name, example=example: self._choose(name, example),
                 outputs=[direction, paths, truth, series],
                 **PRIVATE,
             )
-            self._draw_after(chosen.success(**loading))
+            loaded.append(chosen.success(**loading))
+            self._draw_after(loaded[-1])
+        return loaded
 
-    def _on_run(self) -> None:
-        controls.on_wait(self.controls.go, self.panel.status)
-        running = self.controls.go.click(
-            self.translate,
-            inputs_kwargs=select(self.components, parameters(AskedVolume)),
-            outputs=self.panel.outputs,
-            api_name="volume",
-            **queued(VOLUMES, self.panel.status),
+    def _on_run(self, loaded: list[Dependency]) -> None:
+        self.bar.on_wait(VOLUMES)
+        translating = {
+            "fn": self.translate,
+            "inputs_kwargs": select(self.components, parameters(AskedVolume)),
+            "outputs": self.outputs,
+            **queued(VOLUMES, self.bar.line),
+        }
+        running = [
+            self.bar.go.click(**translating, api_name="volume"),
+            *(event.success(**translating, api_visibility="private") for event in loaded),
+        ]
+        for event in running:
+            self._draw_after(event)
+            self.bar.clear_after(event)
+        controls.on_stop(self.bar.stop, self.bar.line, running, "volume_stop")
+        names = ("contrast", "speed", "start", *VOLUME_OPTIONS, "seed", "planes", "mirror")
+        old = json.dumps(status("What is shown was made with other settings: press Translate.", old=True))
+        gr.on(
+            [self.components[name].input for name in names],
+            None,
+            self.bar.line,
+            self.bar.line,
+            js=f"(line) => line?.includes('Done') ? {old} : line",
+            **PRIVATE,
         )
-        self._draw_after(running)
-        controls.on_stop(self.controls.stop, self.panel.status, [running], "volume_stop")
 
     def _on_truth(self) -> None:
         truth = self.components["truth"]
@@ -172,9 +214,9 @@ class VolumeTab:
             compared = event(
                 self.compare_again,
                 self.panel.drawn,
-                self.panel.outputs,
-                inputs_kwargs=select(self.components, ("paths", "direction", "series", "truth", "register", "deface")),
-                **queued(VOLUMES, self.panel.status),
+                self.outputs,
+                inputs_kwargs=select(self.components, COMPARED),
+                **queued(VOLUMES, self.bar.line),
                 api_visibility="private",
             )
             self._draw_after(compared)
@@ -185,7 +227,7 @@ class VolumeTab:
         return {
             self.components["series"]: controls.no_series(),
             self.controls.notice: notice([]),
-            self.panel.status: "",
+            self.bar.line: "",
             **self.panel.empty(),
         }
 
@@ -200,7 +242,7 @@ class VolumeTab:
     def load(self, **values) -> Iterator[Values]:
         """Show a new scan; where there are several series, ask which."""
         asked = AskedVolume(**values)
-        emptied = {**self.panel.empty(), self.panel.status: ""}
+        emptied = {**self.panel.empty(), self.bar.line: ""}
         if not asked.paths:
             yield {**emptied, self.controls.notice: notice([])}
             return
@@ -216,14 +258,14 @@ class VolumeTab:
         except ScanError as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from error
         if asked.deface:
-            yield {**emptied, self.panel.status: status("Looking for the face…")}
+            yield {**emptied, self.bar.line: status("Looking for the face…")}
         scan = defaced(scan, face_of(scan, asked))
         with tempfile.TemporaryDirectory() as folder:
             # While the folder is there: gradio copies the file when it takes this.
             yield {
                 **emptied,
-                **self.panel.draw([anatomy_layer(scan, scan.voxels, "input", scan.modality, Path(folder))]),
-                self.panel.status: status(_size(scan)),
+                **self.panel.draw(scan, [input_layer(scan, Path(folder))]),
+                self.bar.line: status(_size(scan)),
                 self.controls.notice: notice(scan.warnings),
             }
 
@@ -231,22 +273,23 @@ class VolumeTab:
     def translate(self, request: gr.Request, **values) -> Iterator[Values]:
         """Translate the volume, saying how far it is; then compare it with the ground truth."""
         asked = AskedVolume(**values)
-        line = self.panel.status
+        line = self.bar.line
         scan = open_volume(asked.paths, modalities(asked.direction)[0], asked.series)
         settings, passes = asked.settings(), asked.passes()
         asked.check_work(scan)
         face = face_of(scan, asked)
-        yield {line: status("Translating…", 0, 1)}
+        # The last result stays until there is another.
+        yield {line: status("Loading the model…", 0, 1)}
         try:
             for item in runs.stream_volume(self.number, scan, asked.direction, settings, passes, request.session_hash):
                 if isinstance(item, VolumeTranslation):
                     break
                 yield {line: status(f"{item.step} of {item.steps} slices", item.step, item.steps)}
             else:  # it ended without one
-                yield {line: status("Stopped.")}
+                yield {line: status(controls.STOPPED, old=True)}
                 return
         except gr.Error:
-            yield {line: status("Not translated.")}
+            yield {line: status("Not translated.", old=True)}
             raise
         yield from self._finish(asked, defaced(scan, face), item.without(face), face)
 
@@ -258,10 +301,9 @@ class VolumeTab:
             compared = compare(scan, made.voxels, asked, Path(name), face)
             text = f"Done: {made.slices} slices in {made.seconds:.1f} s."
             yield {
-                self.panel.status: status(" ".join([text, *scan.warnings, *compared.notes])),
-                **self.panel.draw([*layers, *compared.layers]),
+                self.bar.line: status(" ".join([text, *scan.warnings, *compared.notes])),
+                **self.panel.draw(scan, layers, compared),
                 self.panel.files: gr.File(files, visible=True),
-                **self.panel.compare(compared),
             }
         if compared.refused:
             raise compared.refused
@@ -290,9 +332,8 @@ class VolumeTab:
         with tempfile.TemporaryDirectory() as folder:
             compared = compare(defaced(scan, face), made, asked, Path(folder), face)
             yield {
-                **({self.panel.status: status(" ".join(compared.notes))} if compared.notes else {}),
-                **self.panel.draw([*kept, *compared.layers]),
-                **self.panel.compare(compared),
+                **({self.bar.line: status(" ".join(compared.notes))} if compared.notes else {}),
+                **self.panel.draw(scan, kept, compared),
             }
         if compared.refused:
             raise compared.refused

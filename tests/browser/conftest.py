@@ -9,8 +9,6 @@ from tests.serving import served
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 expect.set_options(timeout=30_000)  # other work may share the machine
-SOFTWARE_WEBGL = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
-"""The viewer draws with WebGL, which a machine without a GPU has by this only."""
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +22,7 @@ def browser():
     assert CHROMIUM, "The browser tests need Chromium: apt-get install chromium."
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", *SOFTWARE_WEBGL, "--disable-background-networking"]
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-background-networking"]
         )
         yield browser
         browser.close()

@@ -1,5 +1,6 @@
 """A visit to the Volume tab."""
 
+import re
 from io import BytesIO
 
 import nibabel as nib
@@ -19,35 +20,46 @@ def shows(page: Page, layers: str) -> None:
     expect(page.locator("#volume-viewer [data-shown]")).to_have_attribute("data-shown", layers, timeout=TIMEOUT)
 
 
-def drawn(page: Page) -> np.ndarray:
-    """The viewer's canvas (H, W, 3), as a visitor sees it."""
-    page.wait_for_timeout(500)
-    return np.asarray(Image.open(BytesIO(page.locator("#volume-viewer canvas").screenshot())).convert("RGB"), float)
+def drawn(page: Page, layer: int = 0) -> np.ndarray:
+    """The axial plane of a layer (H, W, 3), as a visitor sees it."""
+    page.wait_for_timeout(300)
+    canvas = page.locator("#volume-viewer figure").nth(layer).locator("canvas").first
+    return np.asarray(Image.open(BytesIO(canvas.screenshot())).convert("RGB"), float)
+
+
+def values(page: Page) -> list[float]:
+    """What stands above the pictures that are shown."""
+    return [float(text.split()[0]) for text in page.locator("#volume-viewer figure:visible .value").all_inner_texts()]
 
 
 def test_a_head_goes_in_and_comes_out_in_its_place(page: Page, tmp_path):
     open_tab(page, "Volume")
-    page.click("#volume-example-0")
-    shows(page, "input")
-    expect(page.locator("#volume-status")).to_contain_text("voxels of")
-    expect(page.locator("#volume-viewer .readout")).to_contain_text("HU", timeout=TIMEOUT)
-    soft = drawn(page)
-    page.select_option("#volume-viewer .preset", label="Bone (W 2500, L 480)")
-    assert drawn(page).mean() < soft.mean() - 3  # the brain is grey there, not spread from black to white
-    page.click("#volume-go")
+    page.click("#volume-example-0")  # which runs by itself
     expect(page.locator("#volume-status")).to_contain_text("Done: 20 slices", timeout=TIMEOUT)
-    shows(page, "made")
+    shows(page, "input+made+truth")
     expect(page.locator("#volume-scores")).to_contain_text("synthrad")
-    plain = drawn(page)
-    page.select_option("#volume-viewer .preset", label="25 to 99.9 %")
-    assert abs(drawn(page).mean() - plain.mean()) > 3
-    page.select_option("#volume-viewer .preset", label="As given")
-    page.select_option("#volume-viewer .over", "input")
-    shows(page, "made+input")
-    page.select_option("#volume-viewer .over", "error")
-    shows(page, "made+error")
-    coloured = drawn(page)
-    assert np.ptp(coloured, axis=2).mean() > np.ptp(plain, axis=2).mean() + 2
+    # Windows: one for the CT, one for both MRIs.
+    ct, mri, real = (drawn(page, layer) for layer in range(3))
+    page.select_option("#volume-viewer select.CT", label="Bone (W 2500, L 480)")
+    assert drawn(page).mean() < ct.mean() - 3  # the brain is grey there, not spread from black to white
+    page.select_option("#volume-viewer select.MR", label="Dark tissue (0 to 110)")
+    assert drawn(page, 1).mean() > mri.mean() + 3
+    assert drawn(page, 2).mean() > real.mean() + 3
+    page.select_option("#volume-viewer select.MR", index=1)
+    # The values are those of the files, an MRI's on the scale of 0 to 255, and the error is their difference.
+    page.locator("#volume-viewer .choices input[value=error]").check()
+    shows(page, "input+made+truth+error")
+    box = page.locator("#volume-viewer canvas").first.bounding_box()
+    page.mouse.move(box["x"] + 0.4 * box["width"], box["y"] + 0.6 * box["height"])
+    expect(page.locator("#volume-viewer .readout")).to_contain_text("Under the pointer")
+    here = values(page)
+    image = nib.load(CT)
+    x, y = (int(n * share) for n, share in zip(image.shape, (1 - 0.4, 1 - 0.6), strict=False))
+    near = np.asarray(nib.as_closest_canonical(image).dataobj)[x - 1 : x + 2, y - 1 : y + 2, 10]
+    assert near.min() - 1 <= here[0] <= near.max() + 1
+    assert here[3] == pytest.approx(here[1] - here[2], abs=1)
+    coloured = drawn(page, 3)
+    assert np.ptp(coloured, axis=2).mean() > np.ptp(mri, axis=2).mean() + 2
     with page.expect_download() as download:
         page.locator("#volume-files a").first.click()
     download.value.save_as(tmp_path / "made.nii.gz")
@@ -58,9 +70,50 @@ def test_a_head_goes_in_and_comes_out_in_its_place(page: Page, tmp_path):
     # Without its ground truth, the result stays and the comparison goes.
     page.locator("#volume-truth").get_by_label("Clear").click()
     expect(page.locator("#volume-scores")).to_be_hidden(timeout=TIMEOUT)
-    shows(page, "made")
+    shows(page, "input+made")
+    expect(page.locator("#volume-viewer .curve")).to_be_hidden()
     page.locator("#volume-truth input[type=file]").set_input_files(T1)
     expect(page.locator("#volume-scores")).to_contain_text("synthrad", timeout=TIMEOUT)
+
+
+def test_the_viewer_by_keyboard_mouse_and_slider(page: Page):
+    open_tab(page, "Volume")
+    page.click("#volume-example-0")
+    shows(page, "input+made+truth")
+    viewer, slider = page.locator("#volume-viewer"), page.locator("#volume-viewer .slice")
+    plane, here = viewer.locator("canvas").first, viewer.locator(".here")
+    plane.focus()
+    before = drawn(page)
+    page.keyboard.press("PageUp")
+    expect(here).to_have_text(re.compile("11: PSNR [0-9.]+ dB, SSIM 0[.][0-9]+"))
+    assert slider.input_value() == "11"
+    assert np.abs(drawn(page) - before).mean() > 1
+    where = viewer.locator(".readout").inner_text()
+    page.keyboard.press("ArrowLeft")
+    expect(viewer.locator(".readout")).not_to_have_text(where)
+    page.keyboard.press("+")
+    assert float(viewer.locator(".zoom").input_value()) > 1
+    slider.focus()
+    page.keyboard.press("ArrowLeft")
+    expect(here).to_contain_text("10:")
+    # A click on the curve jumps there.
+    curve = viewer.locator(".curve")
+    curve.click(position={"x": 1, "y": 20})
+    expect(here).to_contain_text("0:")
+    # The crosshair can be switched off; it leaves the middle free.
+    with_cross = drawn(page)
+    viewer.locator(".cross").uncheck()
+    assert np.abs(drawn(page) - with_cross).max() > 50
+    # A drag makes a window of its own.
+    viewer.get_by_label("window", exact=True).check()
+    box = plane.bounding_box()
+    page.mouse.move(box["x"] + 50, box["y"] + 50)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 90, box["y"] + 50, steps=4)
+    page.mouse.up()
+    chosen = viewer.locator("select.CT").evaluate("select => select.selectedOptions[0].text")
+    assert re.fullmatch(r"Width (\d+), level 40", chosen)
+    assert int(re.search(r"\d+", chosen)[0]) > 80
 
 
 def test_a_series_is_chosen_from_a_zip(page: Page, two_series):
@@ -83,7 +136,6 @@ def test_a_bad_volume_is_explained_and_the_tab_lives(page: Page, tmp_path):
     expect(page.locator(".toast-body.error")).to_be_visible(timeout=TIMEOUT)
     page.click("#volume-example-1")
     shows(page, "input")
-    page.click("#volume-go")
     expect(page.locator("#volume-status")).to_contain_text("slices", timeout=TIMEOUT)
     page.click("#volume-stop")
     expect(page.locator("#volume-status")).to_contain_text("Stopped", timeout=TIMEOUT)
