@@ -62,8 +62,10 @@ class ReadyResults:
         weights = self.checkpoints.weights(self.direction)
         return found if weights and weights == found["weights"] and found["inputs"] == self.inputs else {}
 
-    def example_of(self, asked: AskedSlice) -> int | None:
-        """The number of the example that is asked for, whatever is to be made of it."""
+    def number_of(self, asked: AskedSlice) -> int | None:
+        """The number of the example whose result is asked for; None where there is none."""
+        if asked.shown != "auto" or asked.series or asked.recipe() != self.defaults.recipe() or not self.record:
+            return None
         for number, example in enumerate(self.examples):
             central = asked.index in (None, -1) and number == 0
             if asked.scan == str(example.scan) and (central or asked.index == example.index):
@@ -72,11 +74,8 @@ class ReadyResults:
 
     def find(self, asked: AskedSlice) -> SliceResult | None:
         """The result for what is asked, without its ground truth; None where there is none."""
-        number = self.example_of(asked)
-        wanted = asked.shown == "auto" and not asked.series and asked.recipe() == self.defaults.recipe()
-        if number is None or not wanted or not self.record:
-            return None
-        return self.result(number)
+        number = self.number_of(asked)
+        return None if number is None else self.result(number)
 
     def result(self, number: int) -> SliceResult:
         """The result of an example."""

@@ -407,7 +407,7 @@ class SliceTab:
         js = f"""(made, line, earlier, speed, contrast) => {{
           const text = line?.replace(/<[^>]*>/g, "") || "";
           earlier = (earlier || []).filter((one) => one.image.url !== made?.url);
-          if (!made || !text.startsWith("Done in")) return earlier;
+          if (!made || !text.startsWith("Done in")) return [earlier];
           const slice = (made.orig_name || "").match(/_([a-z]+)0*(\\d+)_synthetic/);
           const caption = [speed, contrast, slice && `${{slice[1]}} ${{slice[2]}}`, text.match(/seed \\d+/)];
           const value = [{{ image: made, caption: caption.filter(Boolean).join(", ") }}, ...earlier];
@@ -522,7 +522,7 @@ class SliceTab:
         if state is None or not asked.scan:
             return gr.skip()
         if state == OPENED:
-            if self.ready.find(asked):
+            if self.ready.number_of(asked) is not None:
                 return status(_MADE_BEFORE)
             if asked.scan != str(self.options.examples[0].scan):
                 return gr.skip()

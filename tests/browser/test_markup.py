@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from mediffuse.ui.examples import CT
-from tests.browser.test_page import TIMEOUT, open_tab
+from tests.browser.test_page import TIMEOUT, open_tab, upload
 
 pytestmark = pytest.mark.browser
 MARKUP = "<img src=x class=injected onerror=alert(1)>"
@@ -23,11 +23,10 @@ def test_the_name_of_a_file_is_no_markup(page: Page, tmp_path):
     good, bad = tmp_path / f"{MARKUP}.nii.gz", tmp_path / f"{MARKUP} bad.nii.gz"
     shutil.copy(CT, good)
     bad.write_bytes(CT.read_bytes()[:50_000])
-    page.locator("#ct2mr-scan input[type=file]").set_input_files(bad)
+    upload(page, "ct2mr", bad)
     expect(page.locator(".toast-body.error")).to_be_visible(timeout=TIMEOUT)
     nothing_injected(page)
-    page.locator("#ct2mr-scan").get_by_label("Clear").click()
-    page.locator("#ct2mr-scan input[type=file]").set_input_files(good)
+    upload(page, "ct2mr", good)
     expect(page.locator("#ct2mr-status")).to_contain_text("Done in", timeout=TIMEOUT)
     nothing_injected(page)
     open_tab(page, "Volume")

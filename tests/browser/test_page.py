@@ -1,6 +1,7 @@
 """One visit per tab, as a visitor makes it."""
 
 import re
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -22,6 +23,15 @@ def first_example(page: Page, name: str) -> None:
     expect(page.locator(f"#{name}-scores")).to_contain_text("synthrad", timeout=TIMEOUT)
     for picture in ("input", "made", "truth-picture", "error"):
         expect_picture(page, f"#{name}-{picture} img")
+
+
+def upload(page: Page, name: str, path: Path) -> None:
+    """Give a slice tab a file in place of the one that it has."""
+    clear = page.locator(f"#{name}-scan").get_by_label("Clear")
+    if clear.count():
+        clear.click()
+        expect(page.locator(f"#{name}-input img")).to_have_count(0, timeout=TIMEOUT)
+    page.locator(f"#{name}-scan input[type=file]").set_input_files(path)
 
 
 def expect_picture(page: Page, selector: str) -> None:
@@ -114,7 +124,7 @@ def test_diffusion_streams_and_stops(page: Page):
 def test_bad_file_is_explained_and_the_page_lives(page: Page, tmp_path):
     bad = tmp_path / "scan.nii"
     bad.write_bytes(b"not a scan" * 100)
-    page.locator("#ct2mr-scan input[type=file]").set_input_files(bad)
+    upload(page, "ct2mr", bad)
     expect(page.get_by_text("cannot be read as NIfTI")).to_be_visible(timeout=TIMEOUT)
     first_example(page, "ct2mr")
 

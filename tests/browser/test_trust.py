@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from mediffuse.ui.examples import T1
-from tests.browser.test_page import TIMEOUT, expect_picture, open_tab, source
+from tests.browser.test_page import TIMEOUT, expect_picture, open_tab, source, upload
 
 pytestmark = pytest.mark.browser
 TABS = {"CT → MRI": "ct2mr", "Contours → MRI": "contour2mr", "MRI → CT": "mr2ct"}
@@ -19,8 +19,8 @@ def status(page: Page, name: str = "ct2mr"):
 
 
 def is_old(page: Page, name: str = "ct2mr") -> bool:
-    """Whether what is shown is greyed out."""
-    page.wait_for_timeout(1000)
+    """Whether what is shown is greyed out, once its fading has ended."""
+    page.wait_for_timeout(2000)
     shown = page.locator(f"#{name}-made").evaluate("picture => getComputedStyle(picture).opacity")
     return float(shown) < 0.5
 
@@ -112,9 +112,7 @@ def test_contrasts_are_told_and_not_scored_across(page: Page, tmp_path):
 
 
 def test_a_scan_of_the_wrong_modality_is_not_translated_but_opened_in_the_other_tab(page: Page):
-    page.locator("#ct2mr-scan").get_by_label("Clear").click()
-    expect(page.locator("#ct2mr-scores")).to_be_hidden(timeout=TIMEOUT)
-    page.locator("#ct2mr-scan input[type=file]").set_input_files(T1)
+    upload(page, "ct2mr", T1)
     expect(page.locator("#ct2mr-notice")).to_contain_text("looks like an MRI", timeout=TIMEOUT)
     expect(status(page)).to_contain_text("Not translated", timeout=TIMEOUT)
     expect(page.locator("#ct2mr-made img")).to_have_count(0)
