@@ -231,7 +231,7 @@ def test_a_zip_of_both_serves_either_direction(client, ct_and_mr):
 
 @pytest.mark.parametrize("api", ["/ct_to_mri_batch", "/contours_to_mri_batch"])
 def test_several_at_once(client, ct_path, mr_path, ct_pictures, tmp_path, api):
-    paths = [ct_path, mr_path, tmp_path / "a.png", tmp_path / "<b>a</b>.txt"]
+    paths = [ct_path, mr_path, tmp_path / "a.png", tmp_path / "<b>a.txt"]
     cv2.imwrite(str(paths[2]), ct_pictures["brain"][10])
     paths[3].write_text("hello")
     out = client.predict(files=[handle_file(path) for path in paths], api_name=api)

@@ -334,7 +334,7 @@ class SliceTab:
             lambda: {
                 **self._forget(),
                 **self._no_truth(),
-                self.panel.input: None,
+                **dict.fromkeys([self.panel.input, *([self.panel.contours] if self.contours else [])]),
                 series: controls.no_series(),
                 self.controls.notice: notice([]),
                 self.controls.elsewhere: gr.Button(visible=False),
