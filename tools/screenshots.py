@@ -58,7 +58,7 @@ def open_tab(page: Page, title: str) -> None:
 
 def photograph_results(page: Page, path: Path) -> None:
     open_tab(page, "Results")
-    page.frame_locator("iframe.report").get_by_role("heading", name="Setting").wait_for(timeout=WAIT)
+    page.get_by_role("heading", name="Summary").wait_for(timeout=WAIT)
     page.wait_for_timeout(1000)
     page.screenshot(path=path)
 
