@@ -51,7 +51,7 @@ def volume_ready(page: Page) -> None:
 
 
 def results_ready(page: Page) -> None:
-    page.frame_locator("iframe.report").locator("body").wait_for(timeout=WAIT)
+    page.get_by_role("heading", name="Summary").wait_for(timeout=WAIT)
 
 
 def photograph(page: Page, path: Path) -> None:

@@ -93,9 +93,9 @@
       context.strokeText(text, x, y);
       context.fillText(text, x, y);
     };
-    context.font = `600 ${12 * pixel}px system-ui, sans-serif`;
     // In a thin plane, the word stands at the top and the letters at the bottom.
     const [left, right] = ENDS[across], isThin = height < 90 * pixel;
+    context.font = `600 ${(isThin ? Math.min(12, width / pixel / 8) : 12) * pixel}px system-ui, sans-serif`;
     const middle = isThin ? height - 5 * pixel : height / 2 + 4 * pixel;
     write(left, 5 * pixel, middle, "left");
     write(right, width - 5 * pixel, middle, "right");

@@ -85,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
     add("--sweep-guidance", type=float, nargs="+", default=[1.0, 1.5, 3.0, 7.5])
     add("--fid", type=Path, metavar="FILE", help="torch-fidelity's InceptionV3 weights (.pth): FID too")
     add("--no-pictures", action="store_true", help="leave pictures of --data out of the report: it may be published")
+    add("--again", action="store_true", help="measure nothing: lay out the report that is in --output anew")
     add("--output", required=True, type=Path)
     return made
 
@@ -95,6 +96,9 @@ def main(argv: list[str] | None = None) -> int:
     from mediffuse.evaluate import experiment, report
 
     try:
+        if args.again:
+            report.lay_out_again(args.output)
+            return 0
         with shared_work() as state:
             results = experiment.run(args, state)
         if state.is_main_process:

@@ -9,7 +9,9 @@ import math
 import re
 import shutil
 from dataclasses import dataclass
+from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from mediffuse import files
@@ -62,10 +64,32 @@ def write(results: Results, output: Path) -> None:
         "images.csv": results.images.to_csv(index=False),
         "results.md": markdown(results.rows),
         **{f"card_{name}.md": text for name, text in cards(results.rows).items()},
-        "report.html": html(results, output),
+        "report.html": html(results, _draw(results, _groups(results.rows), output)),
     }
     for name, text in texts.items():
         files.write_text(output / name, text)
+
+
+def lay_out_again(output: Path) -> None:
+    """Write `report.html` anew from the `results.json` beside it, with the figures that it holds; nothing is measured.
+
+    Raises ValueError if there is no report.
+    """
+    page, data = (output / name for name in ("report.html", "results.json"))
+    if not (page.is_file() and data.is_file()):
+        raise ValueError(f"{output} holds no report.html and results.json.")
+    text = page.read_text(encoding="utf-8")
+    results = SimpleNamespace(
+        **json.loads(data.read_text(encoding="utf-8")),
+        pictures="left out of this copy" not in text,
+        warnings=[unescape(line) for line in re.findall(r'<p class="small">(.*left out.*)</p>', text)],
+    )
+    groups = _groups(results.rows)
+    drawn = [
+        Drawn(next((g for g in groups if f"_{'_'.join(g)}" in name), None), name, unescape(caption), image)
+        for name, image, caption in re.findall(r'<figure id="(\w+)"><img src="([^"]+)" alt="([^"]*)">', text)
+    ]
+    files.write_text(page, html(results, drawn))
 
 
 def markdown(rows: list[ResultRow]) -> str:
@@ -156,7 +180,14 @@ def cards(rows: list[ResultRow]) -> dict[str, str]:
     return made
 
 
-def html(results: Results, output: Path) -> str:
+def _groups(rows: list[ResultRow]) -> list[tuple[str, str]]:
+    """The (dataset, split) that have a section. The train split is one where it is alone, else a column."""
+    groups = list(dict.fromkeys((r["dataset"], r["split"]) for r in rows))
+    judged = [g for g in groups if g[1] not in {"train", "wild"}]
+    return [g for g in groups if g[1] == "wild" or g in judged or not judged]
+
+
+def html(results: Results, drawn: list[Drawn]) -> str:
     """The report as one HTML page that needs no other file."""
     import jinja2
 
@@ -164,10 +195,7 @@ def html(results: Results, output: Path) -> str:
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"direction": DIRECTION_TITLES.get, "cell": cell, "mae": mae, "count": _count, "p": _p}
-    groups = list(dict.fromkeys((r["dataset"], r["split"]) for r in results.rows))
-    judged = [g for g in groups if g[1] not in {"train", "wild"}]
-    # The train split is a column beside the others, and a section of its own only where it is alone.
-    groups = [g for g in groups if g[1] == "wild" or g in judged or not judged]
+    groups = _groups(results.rows)
     return environment.get_template("report.html.jinja").render(
         results=results,
         groups=[g for g in groups if g[1] != "wild"],
@@ -181,7 +209,7 @@ def html(results: Results, output: Path) -> str:
         published=PUBLISHED,
         worst_pixels=WORST_PIXELS,
         details=DETAILS,
-        drawn=_draw(results, groups, output),
+        drawn=drawn,
     )
 
 

@@ -27,8 +27,17 @@ from mediffuse.ui.slice_tab import SLICE_TABS, SliceTab
 from mediffuse.ui.volume_tab import VolumeTab
 
 MAX_UPLOAD = "300mb"
-STYLE = Path(__file__).resolve().parents[2] / "assets" / "style.css"
-THEME = gr.themes.Soft(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
+STYLE, NAMES = ASSETS / "style.css", ASSETS / "names.js"
+_TEAL = gr.themes.colors.teal
+# Soft writes with, and on, 500 (in the dark 600): both as dark as teal's 700, which can be read.
+_PRIMARY = gr.themes.Color(
+    c50=_TEAL.c50, c100=_TEAL.c100, c200=_TEAL.c200, c300=_TEAL.c300, c400=_TEAL.c800, c500=_TEAL.c700,
+    c600=_TEAL.c700, c700=_TEAL.c800, c800=_TEAL.c800, c900=_TEAL.c900, c950=_TEAL.c950,
+)  # fmt: skip
+THEME = gr.themes.Soft(
+    primary_hue=_PRIMARY, font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+).set(body_text_color_subdued="*neutral_600", link_text_color_dark="*secondary_300")
 
 _INTRO = """# Mediffuse: head CT to MRI, and MRI to CT
 **Research use only, not for diagnosis.** Every picture made here is synthetic: it shows what a model
@@ -91,6 +100,7 @@ def build() -> gr.Blocks:
         for each in slices.values():
             each.connect(tabs, slices)
         _link(demo, tabs, places)
+        demo.load(None, js=NAMES.read_text(encoding="utf-8"), **PRIVATE)
         about.build(store.keep_seconds() / 60)
     return demo.queue(max_size=QUEUE, default_concurrency_limit=4, api_open=False)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import html
 import os
+import re
 from pathlib import Path
 
 import gradio as gr
@@ -22,8 +22,9 @@ def build(tab: gr.Tab) -> None:
 
 
 def show(path: Path = REPORT) -> str:
-    """The report in a frame of its own, so that its style and the page's do not meet."""
+    """The report as markup: its style, which is of its article alone, and that article."""
     if not path.is_file():
         return "<p>No report is bundled. Make one with <code>python -m mediffuse.evaluate</code>.</p>"
-    text = html.escape(path.read_text(encoding="utf-8"), quote=True)
-    return f'<iframe class="report" title="Results" sandbox="" srcdoc="{text}"></iframe>'
+    text = path.read_text(encoding="utf-8")
+    parts = (re.search(rf"<{tag}\b.*</{tag}>", text, re.DOTALL) for tag in ("style", "article"))
+    return "".join(part[0] for part in parts)

@@ -71,10 +71,14 @@ def test_ct_to_mri(page: Page):
 
 def test_results_show_the_report(page: Page):
     open_tab(page, "Results")
-    report = page.frame_locator("iframe.report")
-    expect(report.get_by_role("heading", name="Setting")).to_be_visible(timeout=TIMEOUT)
-    expect(report.locator("body")).to_contain_text("InstructPix2Pix, fast")
+    report = page.locator("article.report")
+    expect(report.get_by_role("heading", name="Summary")).to_be_visible(timeout=TIMEOUT)
+    expect(report).to_contain_text("InstructPix2Pix, fast")
     assert report.locator("figure img").count() > 3
+    # One scroll, to which the list of contents leads.
+    report.get_by_role("link", name="Cost").click()
+    expect(report.get_by_role("heading", name="Cost")).to_be_in_viewport()
+    assert report.evaluate("article => article.scrollHeight <= article.clientHeight")
 
 
 def test_contours_follow_a_dragged_threshold(page: Page):

@@ -502,3 +502,14 @@ def test_the_bundled_report_holds_no_picture_of_the_data():
     shown = re.findall(r'<figure id="(sheet|grid)_(\w+)">', page)
     assert shown
     assert all(name.startswith(f"{EXAMPLES.name}_wild") for _, name in shown)
+
+
+def test_a_report_is_laid_out_again_from_its_figures(tmp_path, capsys):
+    shutil.copytree(ROOT / "assets" / "results", tmp_path / "again")
+    page = tmp_path / "again" / "report.html"
+    before = page.read_text()
+    page.write_text(before.replace("<h1>", "<h1>Old: "))
+    assert main(["--again", "--output", str(tmp_path / "again")]) == 0
+    assert page.read_text() == before  # the bundled one is laid out as the template says
+    assert main(["--again", "--output", str(tmp_path)]) == 1
+    assert "holds no report.html" in capsys.readouterr().err
