@@ -74,16 +74,14 @@ def stop(request: gr.Request) -> None:
 
 
 def before(visitor: str | None, queue: str) -> int | None:
-    """How many runs go before the first one of a visitor that waits in a queue; None if none waits, or one runs."""
+    """How many others go before the first run of a visitor that waits in a queue; None if none waits, or one runs."""
     queues = LocalContext.blocks.get()._queue
     running = [event for job in queues.active_jobs for event in job or () if event.concurrency_id == queue]
-    if any(event.session_hash == visitor for event in running):
+    waiting = queues.event_queue_per_concurrency_id.get(queue)
+    sessions = [event.session_hash for event in (*running, *(waiting.queue if waiting else ()))]
+    if visitor not in sessions or visitor in sessions[: len(running)]:
         return None
-    events = queues.event_queue_per_concurrency_id.get(queue)
-    for place, event in enumerate(list(events.queue) if events else []):
-        if event.session_hash == visitor:
-            return place + events.current_concurrency
-    return None
+    return len(set(sessions[: sessions.index(visitor)]))
 
 
 _translators: list[Translator] = []
