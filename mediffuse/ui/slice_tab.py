@@ -168,7 +168,7 @@ class SliceControls:
     def _slice(self) -> None:
         name, first = self.options.direction, self.first
         count = slice_count(first) if first else 1
-        self.components["index"] = gr.Slider(
+        self.components["index"] = controls.SliceSlider(
             0 if first else -1,
             count - 1 if first else 4096,
             first.index if first else -1,
