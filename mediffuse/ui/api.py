@@ -3,8 +3,10 @@ updates of its components."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from html import unescape
 
@@ -80,10 +82,30 @@ by_script: ContextVar[bool] = ContextVar("by_script", default=False)
 
 
 def describe(functions: Iterable[BlockFunction]) -> None:
-    """Give the public ones among a page's functions their description. Raises KeyError for one that has none."""
+    """Give the public ones among a page's functions their description, and tools of MCP the names of the endpoints.
+
+    Raises KeyError for one that has no description.
+    """
     for function in functions:
         if function.fn and function.api_visibility == "public":
             function.api_description = ENDPOINTS[function.api_name]
+            function.fn = _named(function.fn, function.api_name)
+
+
+def _named(handler: Callable, name: str) -> Callable:
+    if inspect.isgeneratorfunction(handler):
+
+        @functools.wraps(handler)
+        def named(*args, **kwargs):
+            yield from handler(*args, **kwargs)
+    else:
+
+        @functools.wraps(handler)
+        def named(*args, **kwargs):
+            return handler(*args, **kwargs)
+
+    named.__name__ = name
+    return named
 
 
 def described(info: dict) -> dict:
@@ -104,11 +126,12 @@ def described(info: dict) -> dict:
 def plain(values: list, components: list[Component]) -> list:
     """Outputs without what only the page needs: of an update of a component its value, None where it has none, and of
     HTML the words."""
-    found = []
-    for value, component in zip(values, components, strict=True):
-        if isinstance(value, dict) and value.get("__type__") == "update":
-            value = value.get("value")
-        if isinstance(component, gr.HTML) and isinstance(value, str):
-            value = unescape(re.sub(r"<[^>]*>", " ", value)).strip()
-        found.append(value)
-    return found
+    return [_plain(value, component) for value, component in zip(values, components, strict=True)]
+
+
+def _plain(value: object, component: Component) -> object:
+    if isinstance(value, dict) and value.get("__type__") == "update":
+        value = value.get("value")
+    if isinstance(component, gr.HTML) and isinstance(value, str):
+        return unescape(re.sub(r"<[^>]*>", " ", value)).strip()
+    return value

@@ -118,14 +118,14 @@ class Bar:
         running.failure(None, self.line, self.line, js=js, **PRIVATE)
 
 
-class SliceSlider(gr.Slider):
+def slice_slider(**options) -> gr.Slider:
     """A slider with the range of the scan that is shown; a script's scan may have another, which reading it tells."""
-
-    def preprocess(self, payload: float) -> float:
-        return payload if isinstance(payload, int | float) else super().preprocess(payload)
-
-    def api_info(self) -> dict:
-        return {"type": "number"}
+    slider = gr.Slider(step=1, label="Slice, from below", **options)
+    in_range = slider.preprocess
+    # On the one object, for Gradio takes a class of one's own for a component of one's own.
+    slider.preprocess = lambda value: value if isinstance(value, int | float) else in_range(value)
+    slider.api_info = lambda: {"type": "number"}
+    return slider
 
 
 def series_choice(tab: str) -> gr.Dropdown:
