@@ -44,6 +44,17 @@
     }
   };
 
+  // Each radio of Gradio's may be a group of its own, in which the browser finds no next one.
+  document.addEventListener("keydown", (event) => {
+    const by = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key];
+    if (!by || !event.target.matches?.(".block input[type=radio]") || event.target.closest(".viewer")) return;
+    const radios = [...event.target.closest(".block").querySelectorAll("input[type=radio]:enabled")];
+    const next = radios[(radios.indexOf(event.target) + by + radios.length) % radios.length];
+    event.preventDefault();
+    next.focus();
+    next.click();
+  });
+
   let waiting = 0;
   new MutationObserver(() => {
     cancelAnimationFrame(waiting);

@@ -36,7 +36,9 @@ class Batch:
                 elem_id=f"{tab}-batch-files",
             )
             self.go = gr.Button("Translate all", elem_id=f"{tab}-batch-go")
-            self.table = gr.Dataframe(headers=HEADERS, interactive=False, visible=False, elem_id=f"{tab}-batch-table")
+            self.table = gr.Dataframe(
+                headers=HEADERS, label="Files", interactive=False, visible=False, elem_id=f"{tab}-batch-table"
+            )
             self.gallery = gr.Gallery(
                 label="Synthetic", columns=4, height="auto", visible=False, elem_id=f"{tab}-batch-gallery"
             )

@@ -86,7 +86,7 @@ class Bar:
     def __init__(self, tab: str, value: str = "") -> None:
         with gr.Row(elem_classes="bar", elem_id=f"{tab}-bar"):
             self.go = gr.Button("Translate", variant="primary", scale=0, min_width=130, elem_id=f"{tab}-go")
-            self.line = gr.HTML(value, elem_id=f"{tab}-status")
+            self.line = gr.HTML(value, label="Status", elem_id=f"{tab}-status")
             self.stop = gr.Button(
                 "Stop", variant="stop", scale=0, min_width=90, elem_id=f"{tab}-stop", elem_classes="stop"
             )
@@ -118,6 +118,16 @@ class Bar:
         running.failure(None, self.line, self.line, js=js, **PRIVATE)
 
 
+def slice_slider(**options) -> gr.Slider:
+    """A slider with the range of the scan that is shown; a script's scan may have another, which reading it tells."""
+    slider = gr.Slider(step=1, label="Slice, from below", **options)
+    in_range = slider.preprocess
+    # On the one object, for Gradio takes a class of one's own for a component of one's own.
+    slider.preprocess = lambda value: value if isinstance(value, int | float) else in_range(value)
+    slider.api_info = lambda: {"type": "number"}
+    return slider
+
+
 def series_choice(tab: str) -> gr.Dropdown:
     """Which volume of an upload is meant, shown where there are several; a script may say it at once."""
     return gr.Dropdown([], value="", label="Series", visible=False, allow_custom_value=True, elem_id=f"{tab}-series")
@@ -135,7 +145,7 @@ def series_asked(error: SeveralSeriesError) -> gr.Dropdown:
 
 def notice(tab: str) -> gr.HTML:
     """What is odd about a scan; `words.notice` fills it."""
-    return gr.HTML(visible=False, elem_classes="notice", elem_id=f"{tab}-notice")
+    return gr.HTML(label="Notes on the scan", visible=False, elem_classes="notice", elem_id=f"{tab}-notice")
 
 
 def score_table(tab: str, label: str, rows: Sequence[list[str]] = ()) -> gr.Dataframe:

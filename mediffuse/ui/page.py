@@ -20,7 +20,7 @@ from mediffuse.scan import ScanError, Slice, guard
 from mediffuse.translate import Translator
 from mediffuse.translate.checkpoints import CheckpointError, Checkpoints
 from mediffuse.translate.slices import DEFAULT_SIZE
-from mediffuse.ui import about, examples, faults, ready, results, store, zero_gpu
+from mediffuse.ui import about, api, examples, faults, ready, results, store, zero_gpu
 from mediffuse.ui.controls import PRIVATE
 from mediffuse.ui.server import Guard, Page, sweeping
 from mediffuse.ui.slice_tab import SLICE_TABS, SliceTab
@@ -102,6 +102,7 @@ def build() -> gr.Blocks:
         _link(demo, tabs, places)
         demo.load(None, js=NAMES.read_text(encoding="utf-8"), **PRIVATE)
         about.build(store.keep_seconds() / 60)
+        api.describe(demo.fns.values())
     return demo.queue(max_size=QUEUE, default_concurrency_limit=4, api_open=False)
 
 

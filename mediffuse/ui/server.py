@@ -26,7 +26,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mediffuse.ui import store, uploads
+from mediffuse.ui import api, store, uploads
 from mediffuse.ui.controls import VOLUMES
 
 API = "/gradio_api"
@@ -44,7 +44,7 @@ RESERVE = 512 << 20
 _ROUTES = re.compile(
     r"/|/config/?|/(assets|static|svelte)/.*|/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json|/log(in|out)/?"
     rf"|{API}/(theme\.css|info/?|openapi\.json|user/?|login_check/?|app_id/?|startup-events|upload|upload_progress|"
-    r"queue/(join|data|status)|cancel|reset/?|heartbeat/[^/]+|(run|api|call)/.+|file=.*)"
+    r"mcp(/.*)?|queue/(join|data|status)|cancel|reset/?|heartbeat/[^/]+|(run|api|call)/.+|file=.*)"
 )
 _ACTION = re.compile(rf"{API}/(?:(queue/join)|(run|api|call/v2|call)/([^/]+)/?)")
 
@@ -113,13 +113,24 @@ def log_place(error: BaseException) -> None:
 
 
 class Page(gr.Blocks):
-    """Blocks whose errors are fit for strangers."""
+    """Blocks whose errors are fit for strangers, and whose public endpoints are for scripts."""
 
     async def process_api(self, *args, **kwargs) -> dict:
+        request = kwargs.get("request")
+        token = api.by_script.set(not _same_origin(request.headers, unknown=False) if request else True)
         try:
             return await super().process_api(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - strangers get a sentence
             raise said(error) from None
+        finally:
+            api.by_script.reset(token)
+
+    async def postprocess_data(self, block_fn, *args, **kwargs) -> list:
+        values = await super().postprocess_data(block_fn, *args, **kwargs)
+        return api.plain(values, block_fn.outputs) if api.by_script.get() else values
+
+    def get_api_info(self, *args, **kwargs) -> dict:
+        return api.described(super().get_api_info(*args, **kwargs))
 
 
 def paths_in(data: object) -> Iterator[str]:

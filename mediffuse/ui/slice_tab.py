@@ -168,12 +168,10 @@ class SliceControls:
     def _slice(self) -> None:
         name, first = self.options.direction, self.first
         count = slice_count(first) if first else 1
-        self.components["index"] = gr.Slider(
-            0 if first else -1,
-            count - 1 if first else 4096,
-            first.index if first else -1,
-            step=1,
-            label="Slice, from below",
+        self.components["index"] = controls.slice_slider(
+            minimum=0 if first else -1,
+            maximum=count - 1 if first else 4096,
+            value=first.index if first else -1,
             visible=count > 1,
             elem_id=f"{name}-index",
         )

@@ -234,8 +234,10 @@ class VolumePanel:
             self.scores = score_table("volume", "Mean over slices")
             self.files = gr.File(label="Results", file_count="multiple", visible=False, elem_id="volume-files")
             # What the viewer draws: files for their addresses, and what they are.
-            self.layers = gr.File(file_count="multiple", visible="hidden", elem_id="volume-layers")
-            self.about = gr.Textbox(visible="hidden", elem_id="volume-about")
+            self.layers = gr.File(
+                label="NIfTI of each layer", file_count="multiple", visible="hidden", elem_id="volume-layers"
+            )
+            self.about = gr.Textbox(label="Layers and scores by slice (JSON)", visible="hidden", elem_id="volume-about")
 
     @property
     def drawn(self) -> list[Component]:
