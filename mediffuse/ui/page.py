@@ -15,7 +15,7 @@ from mediffuse.directions import DIRECTIONS
 from mediffuse.scan import guard
 from mediffuse.translate import Translator
 from mediffuse.translate.checkpoints import CheckpointError, Checkpoints
-from mediffuse.ui import faults, results, store, zero_gpu
+from mediffuse.ui import faults, results, store, uploads, zero_gpu
 from mediffuse.ui.server import Guard, Page, sweeping
 from mediffuse.ui.slice_tab import SLICE_TABS, SliceTab
 from mediffuse.ui.volume_tab import VolumeTab
@@ -43,6 +43,7 @@ def build() -> gr.Blocks:
     """The demo, ready for `launch(**launch_options())`. Checkpoints load when first used, except on
     ZeroGPU, where they must be placed on CUDA at start."""
     translator = Translator(Checkpoints())
+    uploads.expect(translator.checkpoints.anatomies(*DIRECTIONS))
     if zero_gpu.ACTIVE:
         for direction in DIRECTIONS:
             with contextlib.suppress(CheckpointError):  # its tab will say so; the others work
