@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -26,7 +26,7 @@ from mediffuse.dataset import Row
 from mediffuse.directions import ANATOMIES, prompt_for
 from mediffuse.files import complete, remove_leftovers, sha256_of, write_png, write_text
 from mediffuse.image.ct_picture import guess_picture_modality, guess_png_window, png_ct_to_hu
-from mediffuse.image.intensity import AIR_HU, CT_WINDOWS, encode_ct, encode_mr, to_uint8, window
+from mediffuse.image.intensity import AIR_HU, CT_WINDOWS, TISSUE_HU, encode_ct, encode_mr, to_uint8, window
 from mediffuse.image.letterbox import Letterbox, resize
 from mediffuse.manifest import Manifest, Record, hashes
 from mediffuse.scan import PLANES, Scan, ScanError
@@ -583,6 +583,9 @@ def _read_pair(item: Item) -> tuple[Scan, Scan, Scan | None]:
     mask = read_scan(item.mask, "MR", allow_constant=True) if item.mask else None
     if ct.wrong and mr.wrong and "MRI" in ct.wrong[0] and "CT" in mr.wrong[0]:
         raise ScanError(f"CT and MRI are swapped: {item.ct.name} looks like an MRI, and {item.mr.name} like a CT.")
+    if item.anatomy != "head" and mr.looks == "CT" and mr.voxels.min() > TISSUE_HU:
+        # What looks like a CT was set on heads, and muscle is as even as the brain of one. No CT in HU is this bright.
+        mr = replace(mr, warnings=tuple(text for text in mr.warnings if text not in mr.wrong), wrong=())
     for scan in (ct, mr):
         if scan.wrong:
             raise ScanError(f"{scan.name}: {scan.wrong[0]}")
