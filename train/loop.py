@@ -26,7 +26,7 @@ from mediffuse import machine
 from mediffuse.dataset import anatomy_of, read_rows, shared_patients
 from mediffuse.directions import ANATOMIES
 from mediffuse.translate import checkpoints
-from train import compute
+from train import compute, hub
 from train.options import OptionError, Options
 from train.pairs import data_sha256
 from train.states import States
@@ -53,6 +53,8 @@ class Run:
         if options.best and not options.validate_images:
             raise OptionError("best needs validations: give validate_images above 0.")
         compute.refuse_sharding()
+        if options.push_to_hub:
+            hub.check(options.push_to_hub)
         compute.set_up(objective, options)
         precision = options.mixed_precision
         cuda = torch.cuda.is_available()
@@ -146,6 +148,8 @@ class Run:
         if accelerator.is_main_process:
             save(o.output)
             self._judge(validate(), save, step)
+            if o.push_to_hub:
+                hub.push(o.output, o.push_to_hub)
         accelerator.wait_for_everyone()
         accelerator.end_training()
 
