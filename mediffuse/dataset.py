@@ -21,7 +21,8 @@ class Row(TypedDict):
     """A line of a split's metadata.jsonl: one pair in one direction.
 
     The names of files are below the split's folder, and in the words of Hugging Face's image folders. patient: by
-    which splits are made. slice: its number along the plane's axis. source: name of the input folder.
+    which splits are made. slice: its number along the plane's axis. source: name of the input folder. anatomy: of
+    `ANATOMIES`, where it is not the head.
     """
 
     input_image_file_name: str
@@ -34,6 +35,7 @@ class Row(TypedDict):
     contrast: str
     source: str
     mask_image_file_name: NotRequired[str]
+    anatomy: NotRequired[str]
 
 
 def read_rows(folder: Path) -> list[Row]:
@@ -52,13 +54,19 @@ def read_rows(folder: Path) -> list[Row]:
     return rows
 
 
+def anatomy_of(row: Row) -> str:
+    """The part of the body that a pair shows."""
+    return row.get("anatomy", "head")
+
+
 def rows_for(rows: list[Row], directions: tuple[str, ...]) -> Iterator[Row]:
     """The rows of `directions`; a contour row is made of each CT->MR row, with its own prompt."""
     for row in rows:
         if row["direction"] in directions:
             yield row
         if row["direction"] == "ct2mr" and "contour2mr" in directions:
-            yield {**row, "direction": "contour2mr", "edit_prompt": prompt_for("contour2mr", row["contrast"])}
+            prompt = prompt_for("contour2mr", row["contrast"], anatomy_of(row))
+            yield {**row, "direction": "contour2mr", "edit_prompt": prompt}
 
 
 def central_rows(rows: list[Row]) -> list[Row]:
@@ -77,6 +85,14 @@ def central_rows(rows: list[Row]) -> list[Row]:
     for row in wanted:
         of_patient.setdefault(row["patient"], []).append(row)
     return [sorted(group, key=lambda r: r["slice"])[len(group) // 2] for group in of_patient.values()]
+
+
+def shared_patients(data: Path, split: str) -> list[str]:
+    """The patients of a split that are in the train split as well, so that figures on it flatter; sorted."""
+    if split == "train" or not (Path(data) / "train" / "metadata.jsonl").is_file():
+        return []
+    of_split = [{row.get("patient") for row in read_rows(Path(data) / name)} for name in ("train", split)]
+    return sorted(patient for patient in of_split[0] & of_split[1] if patient)
 
 
 def read_image(path: Path) -> np.ndarray:

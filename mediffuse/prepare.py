@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import functools
 import hashlib
 import json
+import multiprocessing
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -18,11 +23,12 @@ from tqdm import tqdm
 
 from mediffuse.alignment import APART, DOUBTFUL, alignment
 from mediffuse.dataset import Row
-from mediffuse.directions import prompt_for
-from mediffuse.files import complete, remove_leftovers, write_png, write_text
+from mediffuse.directions import ANATOMIES, prompt_for
+from mediffuse.files import complete, remove_leftovers, sha256_of, write_png, write_text
 from mediffuse.image.ct_picture import guess_picture_modality, guess_png_window, png_ct_to_hu
-from mediffuse.image.intensity import AIR_HU, CT_WINDOWS, encode_ct, encode_mr, to_uint8, window
+from mediffuse.image.intensity import AIR_HU, CT_WINDOWS, TISSUE_HU, encode_ct, encode_mr, to_uint8, window
 from mediffuse.image.letterbox import Letterbox, resize
+from mediffuse.manifest import Manifest, Record, hashes
 from mediffuse.scan import PLANES, Scan, ScanError
 from mediffuse.scan.guard import read_scan
 from mediffuse.scan.picture import read_grey
@@ -44,12 +50,21 @@ class LayoutError(ValueError):
     """A folder that holds nothing to prepare; the message is for the user."""
 
 
+VERSION = 1
+"""Raised when the same scans and options make other pictures than before."""
+
+PUBLISHED_TEST = 126 / 2524
+"""Share of the slices, of all patients together, that the published project tested on: 126, and 2398 to train on."""
+
+
 @dataclass(frozen=True)
 class Plan:
-    """How to prepare: planes, slices on either side of the central one, side of the model image in
-    pixels, MR contrast (None: by the folder's name), share of patients per split where folders do
-    not say, a split that all patients go to, if any, whether to stop at the first scan that is odd, and whether
-    to keep pairs that do not lie on each other, which are told of in any case."""
+    """How to prepare: planes, slices on either side of the central one (with `every`, mm from one to the next: of the
+    whole body, unless `around` says how many), side of the model image in pixels, MR contrast and anatomy (None: by
+    the names of folders), share of patients per split where folders do not say, a split that all patients go to, if
+    any, whether to stop at the first scan that is odd, whether to keep pairs that do not lie on each other, which are
+    told of in any case, whether to split slices as the published project did, over the patients, and how many
+    processes share the work."""
 
     planes: tuple[str, ...] = ("axial",)
     around: int = 0
@@ -59,6 +74,14 @@ class Plan:
     split: str | None = None
     strict: bool = False
     keep_apart: bool = False
+    every: float = 0.0
+    anatomy: str | None = None
+    published: bool = False
+    jobs: int = 1
+
+
+HARMLESS = ("strict", "jobs")
+"""Of a plan, what the dataset does not depend on."""
 
 
 def prepare(
@@ -66,29 +89,61 @@ def prepare(
 ) -> dict[str, list[Row | UnpairedRow]]:
     """Write the dataset that mediffuse.dataset reads; its rows by split. ct_only: folders of CT pictures without MRI.
 
-    Raises LayoutError for an input that holds no scans of a known layout (see train/prepare.py), and, where the plan
-    is strict, for the first scan that there is something to say of.
+    What the manifest in `output` tells to be made already, from the same files in the same way, is not made again; the
+    pictures of items that are gone are removed. Raises LayoutError for an input that holds no scans of a known layout
+    (see train/prepare.py), for an output that was made otherwise, and, where the plan is strict, for the first scan
+    that there is something to say of.
     """
     plan = plan or Plan()
-    writer = Writer(output, plan)
-    remove_leftovers(output)
+    todo, splits = {}, {}
     for given in inputs:
-        folder = _existing(given)
-        patients = volume_pairs(folder)
-        if patients:
-            made = from_volumes(patients, folder.name, writer)
-        elif any(folder.rglob("*_ct.png")):
-            made = from_pngs(folder, writer)
-        else:
-            raise LayoutError(f"{given} {_no_pairs(folder)}")
-        if not made:
-            first = writer.report[-1]["message"] if writer.report else "There is nothing of the planes asked for."
-            raise LayoutError(f"No pair of {given} can be used. {first}")
+        todo[given] = items_of(given, plan, splits)
     for given in ct_only:
-        if not from_ct_pngs(_existing(given), writer):
-            raise LayoutError(f"{given} holds no PNG that can be used.")
-    writer.close()
-    return writer.rows
+        todo[given] = _alone(_existing(given))
+    items = [item for group in todo.values() for item in group]
+    _refuse_one_name(items)
+    writer = Writer(output, plan)
+    writer.begin({"inputs": [path.resolve().name for path in inputs], "ct_only": [p.resolve().name for p in ct_only]})
+    with _processes(plan.jobs, len(items)) as run:
+        for given, group in todo.items():
+            made = writer.write(group, run)
+            if not made:
+                if given in ct_only:
+                    raise LayoutError(f"{given} holds no PNG that can be used.")
+                first = writer.report[-1]["message"] if writer.report else "There is nothing of the planes asked for."
+                raise LayoutError(f"No pair of {given} can be used. {first}")
+    return writer.close([item.name for item in items])
+
+
+def _refuse_one_name(items: Sequence[Item]) -> None:
+    """Raise LayoutError if the pictures of two items would have one name."""
+    seen = set()
+    for item in (item for item in items if item.mr or item.kind == "alone"):
+        if item.name in seen:
+            raise LayoutError(
+                f"Two pictures would be called {item.stem}: give them, or their folders, different names."
+            )
+        seen.add(item.name)
+
+
+@contextlib.contextmanager
+def _processes(jobs: int, count: int) -> Iterator[Callable]:
+    """A function as `map`, whose calls up to `jobs` processes share. Raises LayoutError where one of them is ended."""
+    if min(jobs, count) < 2 or count <= 2:
+        yield map
+        return
+    # Not forked: the guard that reads scans has threads' locks, and so have OpenCV and ITK.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(jobs, count), context, initializer=cv2.setNumThreads, initargs=(1,))
+    try:
+        yield pool.map
+    except BrokenProcessPool as error:
+        raise LayoutError(
+            "A process that prepared scans was ended by the system, which may want memory: give fewer --jobs. Started "
+            "again, the command goes on where it was."
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _existing(given: Path) -> Path:
@@ -125,12 +180,56 @@ class UnpairedRow(TypedDict):
 
 
 @dataclass(frozen=True)
+class Item:
+    """What is prepared in one go, by any process: a patient's volumes, a pair of pictures, or a CT picture alone.
+
+    kind: "volumes", "pictures" or "alone". root: the input folder. patient: by whom splits are made. stem: begins the
+    names of its pictures. ct, mr, mask: files, None for one that there is not. plane, index: of pictures. hu: slope
+    and intercept of pictures, where they are known.
+    """
+
+    kind: str
+    root: Path
+    patient: str
+    stem: str
+    split: str
+    ct: Path
+    mr: Path | None = None
+    mask: Path | None = None
+    contrast: str = "T1"
+    anatomy: str = "head"
+    plane: str = "axial"
+    index: int = 0
+    hu: tuple[float, float] | None = None
+
+    @property
+    def source(self) -> str:
+        """The name of the input folder."""
+        return self.root.name
+
+    @property
+    def name(self) -> str:
+        """What the manifest calls it."""
+        return f"unpaired/{self.stem}" if self.kind == "alone" else self.stem
+
+    def files(self) -> dict[str, Path]:
+        """What it is made from, by name below the input folder."""
+        return {p.relative_to(self.root).as_posix(): p for p in (self.ct, self.mr, self.mask) if p}
+
+    def key(self) -> str:
+        """Hash of all that it is, but for the contents of its files and where the input folder lies."""
+        values = {name: value for name, value in asdict(self).items() if name not in ("root", "ct", "mr", "mask")}
+        text = json.dumps([VERSION, self.source, values, list(self.files())])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
 class Pair:
     """A registered pair of slices on one grid.
 
     hu, mr: (H, W), the MR in units of which `limits` are black and white. mask: bool (H, W), the body, if known.
     box: how they fit a model image. index: number of the slice along the plane's axis. directions: those that it
-    may teach. The rest as in `dataset.Row`.
+    may teach.
     """
 
     hu: np.ndarray
@@ -138,31 +237,137 @@ class Pair:
     limits: tuple[float, float]
     mask: np.ndarray | None
     box: Letterbox
-    patient: str
     plane: str
     index: int
-    contrast: str
-    source: str
     directions: tuple[str, ...] = ("ct2mr", "mr2ct")
 
 
+class Canvas:
+    """Writes an item's model images into `folder`, and keeps its record."""
+
+    def __init__(self, item: Item, folder: Path, size: int) -> None:
+        self.item, self.folder, self.size = item, folder, size
+        self.pictures: dict[str, str] = {}
+        self.rows: list[dict] = []
+        self.said: list[list[str]] = []
+
+    def warn(self, message: str) -> None:
+        """Tell that there is something to say of what is used."""
+        self.said.append(["warning", message])
+
+    def image(self, name: str, image: np.ndarray) -> str:
+        """Write a picture, 8-bit grey (S, S) or RGB (S, S, 3); the name of its file."""
+        path = self.folder / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_png(path, image[..., ::-1] if image.ndim == 3 else image)
+        self.pictures[path.name] = sha256_of(path)
+        return path.name
+
+    def pair(self, name: str, pair: Pair) -> None:
+        """Write a pair's pictures, called after `name`, and a row for each of its directions."""
+        item = self.item
+        ct = self.image(f"{name}_ct", to_uint8(encode_ct(pair.box.fit(pair.hu, AIR_HU))))
+        grey = to_uint8(encode_mr(pair.box.fit(pair.mr, pair.limits[0]), pair.limits))[..., 0]
+        mr = self.image(f"{name}_mr", grey)
+        mask = None
+        if pair.mask is not None:
+            fitted = (pair.box.fit(pair.mask.astype(np.float32), 0) > 0.5).astype(np.uint8) * 255
+            mask = self.image(f"{name}_mask", fitted)
+        for direction in pair.directions:
+            source, target = (ct, mr) if direction == "ct2mr" else (mr, ct)
+            row = Row(
+                input_image_file_name=source,
+                edited_image_file_name=target,
+                edit_prompt=prompt_for(direction, item.contrast, item.anatomy),
+                direction=direction,
+                patient=item.patient,
+                plane=pair.plane,
+                slice=pair.index,
+                contrast=item.contrast,
+                source=item.source,
+            )
+            if mask:
+                row["mask_image_file_name"] = mask
+            if item.anatomy != "head":
+                row["anatomy"] = item.anatomy
+            self.rows.append(row)
+
+
+def make(item: Item, before: Record | None, plan: Plan, output: Path) -> Record:
+    """Prepare an item, unless by its record of `before` it is made already."""
+    key, sources = item.key(), hashes(item.files())
+    folder = output / item.split
+    same = bool(before) and (before["key"], before["sources"]) == (key, sources)
+    if same and hashes({name: folder / name for name in before["pictures"]}) == before["pictures"]:
+        return before
+    canvas = Canvas(item, folder, plan.size)
+    maker = {"volumes": _make_volumes, "pictures": _make_pictures, "alone": _make_alone}[item.kind]
+    try:
+        maker(item, plan, canvas)
+    except ScanError as error:
+        canvas.said.append(["left out", str(error)])
+    return Record(
+        item=item.name,
+        key=key,
+        split=item.split,
+        sources=sources,
+        pictures=canvas.pictures,
+        rows=canvas.rows,
+        said=canvas.said,
+    )
+
+
 class Writer:
-    """Writes model images and metadata rows into the output layout."""
+    """Writes a dataset: the items by whichever processes, what is of all of them here."""
 
     def __init__(self, output: Path, plan: Plan) -> None:
-        self.output, self.plan, self.size = output, plan, plan.size
-        self.rows: dict[str, list[Row | UnpairedRow]] = {}
-        self.splits: dict[str, str] = {}
+        self.output, self.plan = output, plan
+        self.manifest = Manifest(output)
         self.report: list[dict[str, str]] = []
-        self.written: set[Path] = set()
+        self.done: dict[str, Record] = {}
 
-    def leave_out(self, patient: str, source: str, message: str) -> None:
-        """Tell of an input that cannot be used."""
-        self._tell(patient, source, "left out", message)
+    def begin(self, inputs: dict[str, list[str]]) -> None:
+        """Go on with what is in the output, or start. Raises LayoutError if that was made otherwise."""
+        options = {name: value for name, value in asdict(self.plan).items() if name not in HARMLESS}
+        made_by = json.loads(json.dumps({"version": VERSION, "options": options, **inputs}))
+        before = self.manifest.made_by
+        metadata = list(self.output.glob("*/metadata.jsonl"))
+        if metadata and not before:
+            raise LayoutError(f"{self.output} already holds a dataset: remove it, or choose another --output.")
+        if before and (different := _differences(before, made_by)):
+            raise LayoutError(
+                f"{self.output} already holds a dataset that was made otherwise: {'; '.join(different)}. Give these "
+                "values to go on with it, or choose another --output."
+            )
+        remove_leftovers(self.output)
+        for path in metadata:  # a killed run has none to offer
+            path.unlink()
+        if self.plan.published:
+            _move(self.output, (self.output / "test").glob("*.png"), "train")
+        self.manifest.begin(made_by)
 
-    def warn(self, patient: str, source: str, message: str) -> None:
-        """Tell of an input that is used, and that there is something to say of."""
-        self._tell(patient, source, "warning", message)
+    def write(self, items: Sequence[Item], run: Callable) -> int:
+        """Prepare items by `run`, which is as `map`; how many can be used."""
+        made = 0
+        known = self.manifest.records
+        task = functools.partial(make, plan=self.plan, output=self.output)
+        results = run(task, items, [known.get(item.name) for item in items])
+        title = f"{items[0].source} {items[0].kind.replace('alone', 'CT only')}" if items else ""
+        for item, record in zip(tqdm(items, desc=title), results, strict=True):
+            self._remove(known.get(item.name), record)
+            self.manifest.add(record)
+            self.done[item.name] = record
+            made += bool(record["rows"])
+            for outcome, message in record["said"]:
+                self._tell(item.patient, item.source, outcome, message)
+        return made
+
+    def _remove(self, before: Record | None, now: Record | None = None) -> None:
+        """Remove the pictures that an item had, and has no more."""
+        kept = {(now["split"], name) for name in now["pictures"]} if now else set()
+        for name in before["pictures"] if before else ():
+            if (before["split"], name) not in kept:
+                (self.output / before["split"] / name).unlink(missing_ok=True)
 
     def _tell(self, patient: str, source: str, outcome: str, message: str) -> None:
         """Print what there is to say, and remember it for the report. Raises LayoutError where the plan is strict."""
@@ -174,76 +379,78 @@ class Writer:
             raise LayoutError(f"{patient}: {message} (--strict stops here)")
         tqdm.write(f"{patient}: {outcome}: {message}", file=sys.stderr)
 
-    def split(self, patient: str, stated: str | None = None) -> str:
-        """The split of a patient: that of an earlier input, else the `stated` one, else by its name."""
-        wanted = self.plan.split or stated or split_of(patient, self.plan.fractions)
-        return self.splits.setdefault(patient, wanted)
-
-    def image(self, split: str, name: str, image: np.ndarray) -> str:
-        """Write a picture, 8-bit grey (S, S) or RGB (S, S, 3); the name of its file.
-
-        Raises LayoutError where there is one of that name already.
-        """
-        path = self.output / split / f"{name}.png"
-        if path in self.written:
-            raise LayoutError(f"Two pictures would be called {name}: give them, or their folders, different names.")
-        self.written.add(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if image.ndim == 3:
-            image = image[..., ::-1]
-        write_png(path, image)
-        return path.name
-
-    def pair(self, split: str, name: str, pair: Pair) -> None:
-        """Write a pair's pictures, called after `name`, and a row for each of its directions."""
-        ct = self.image(split, f"{name}_ct", to_uint8(encode_ct(pair.box.fit(pair.hu, AIR_HU))))
-        grey = to_uint8(encode_mr(pair.box.fit(pair.mr, pair.limits[0]), pair.limits))[..., 0]
-        mr = self.image(split, f"{name}_mr", grey)
-        mask = None
-        if pair.mask is not None:
-            fitted = (pair.box.fit(pair.mask.astype(np.float32), 0) > 0.5).astype(np.uint8) * 255
-            mask = self.image(split, f"{name}_mask", fitted)
-        for direction in pair.directions:
-            source, target = (ct, mr) if direction == "ct2mr" else (mr, ct)
-            row = Row(
-                input_image_file_name=source,
-                edited_image_file_name=target,
-                edit_prompt=prompt_for(direction, pair.contrast),
-                direction=direction,
-                patient=pair.patient,
-                plane=pair.plane,
-                slice=pair.index,
-                contrast=pair.contrast,
-                source=pair.source,
-            )
-            if mask:
-                row["mask_image_file_name"] = mask
-            self.add(split, row)
-
-    def add(self, split: str, row: Row | UnpairedRow) -> None:
-        """Remember a row, which `close` writes."""
-        self.rows.setdefault(split, []).append(row)
-
-    def close(self) -> None:
-        """Write each split's metadata.jsonl, and the report where there is something to say: last, so that a killed run
-        has none to offer."""
-        for split, rows in self.rows.items():
-            text = "".join(json.dumps(row) + "\n" for row in rows)
-            write_text(self.output / split / "metadata.jsonl", text)
+    def close(self, items: Sequence[str]) -> dict[str, list[Row | UnpairedRow]]:
+        """Write the manifest, the report where there is something to say, and last, so that a killed run has none to
+        offer, each split's metadata.jsonl; the rows by split."""
+        for name in self.manifest.records.keys() - set(items):
+            self._remove(self.manifest.records[name])
+        self.manifest.finish(list(items))
         if self.report:
             with complete(self.output / REPORT) as part, part.open("w", encoding="utf-8", newline="") as file:
                 table = csv.DictWriter(file, REPORT_COLUMNS)
                 table.writeheader()
                 table.writerows(self.report)
+        else:
+            (self.output / REPORT).unlink(missing_ok=True)
+        tested = self._published_test() if self.plan.published else set()
+        rows: dict[str, list] = {}
+        for name in items:
+            record = self.manifest.records[name]
+            for row in record["rows"]:
+                rows.setdefault("test" if _ct_of(row) in tested else record["split"], []).append(row)
+        for split, own in rows.items():
+            text = "".join(json.dumps(row) + "\n" for row in own)
+            write_text(self.output / split / "metadata.jsonl", text)
+        return rows
+
+    def _published_test(self) -> set[str]:
+        """Move the pictures of a fixed share of the slices of all patients to the test split; their CT's names."""
+        rows = [row for record in self.done.values() if record["split"] == "train" for row in record["rows"]]
+        names = sorted({_ct_of(row) for row in rows}, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+        tested = set(names[: max(1, round(PUBLISHED_TEST * len(names)))])
+        columns = ("input_image_file_name", "edited_image_file_name", "mask_image_file_name")
+        moved = {row[c] for row in rows if _ct_of(row) in tested for c in columns if c in row}
+        _move(self.output, [self.output / "train" / name for name in moved], "test")
+        return tested
+
+
+def _ct_of(row: dict) -> str | None:
+    """The CT picture of a pair's row, by which its slice is known; None of an unpaired one."""
+    return row.get("edited_image_file_name" if row.get("direction") == "mr2ct" else "input_image_file_name")
+
+
+def _move(output: Path, paths: Iterable[Path], split: str) -> None:
+    (output / split).mkdir(parents=True, exist_ok=True)
+    for path in list(paths):
+        path.replace(output / split / path.name)
+
+
+def _differences(before: dict, now: dict) -> list[str]:
+    """What a dataset was made with otherwise, in words; inputs may be added."""
+    pairs = {name: (before["options"].get(name), value) for name, value in now["options"].items()}
+    pairs["version"] = before["version"], now["version"]
+    pairs |= {
+        name: (before[name], now[name]) for name in ("inputs", "ct_only") if not set(before[name]) <= set(now[name])
+    }
+    return [f"{name} was {a} and is {b}" for name, (a, b) in pairs.items() if a != b]
 
 
 def left_out(output: Path) -> list[str]:
     """What the report beside a dataset says was left out, a sentence each."""
+    return [f"{row['patient']}: {row['message']}" for row in _report(output) if row["outcome"] == "left out"]
+
+
+def said(output: Path, outcome: str) -> list[str]:
+    """The patients, each once, of whom the report beside a dataset tells an outcome."""
+    return list(dict.fromkeys(row["patient"] for row in _report(output) if row["outcome"] == outcome))
+
+
+def _report(output: Path) -> list[dict[str, str]]:
     path = output / REPORT
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:
-        return [f"{r['patient']}: {r['message']}" for r in csv.DictReader(file) if r["outcome"] == "left out"]
+        return list(csv.DictReader(file))
 
 
 def split_of(patient: str, fractions: dict[str, float]) -> str:
@@ -260,6 +467,21 @@ def around(count: int, reach: int) -> list[int]:
     """Indices of the central slice of `count` and `reach` on either side."""
     centre = count // 2
     return [i for i in range(centre - reach, centre + reach + 1) if 0 <= i < count]
+
+
+def chosen(ct: Scan, plane: str, plan: Plan) -> list[int]:
+    """Indices of the slices of a plane that a plan asks for."""
+    count, axis = ct.count(plane), _AXES[plane]
+    if not plan.every:
+        return around(count, plan.around)
+    first, last = (0, count) if ct.head is None else (ct.head[0][axis], ct.head[1][axis])
+    step, centre = plan.every / ct.spacing[axis], count // 2
+    reach = plan.around or int(count / step) + 1
+    indices = dict.fromkeys(round(centre + k * step) for k in range(-reach, reach + 1))
+    return [i for i in indices if max(0, first) <= i < min(count, last)]
+
+
+_AXES = {"axial": 2, "coronal": 1, "sagittal": 0}
 
 
 @dataclass(frozen=True)
@@ -296,14 +518,74 @@ def _volumes(folder: Path, stem: str, *, below: bool = False) -> list[Path]:
     return sorted(found.values())
 
 
-def _read_pair(patient: Patient) -> tuple[Scan, Scan, Scan | None]:
+SYNTHRAD = re.compile(r"[12](B|P|HN|AB|TH)([A-E])\d{3}")
+"""Patients of SynthRAD2023 and 2025: task, region, centre, number."""
+
+_REGIONS = {"B": "head", "P": "pelvis", "HN": "head-neck", "AB": "abdomen", "TH": "thorax"}
+_FOLDERS = {"brain": "head", "HN": "head-neck", "AB": "abdomen", "TH": "thorax", **{name: name for name in ANATOMIES}}
+
+
+def anatomy_by_name(patient: str, folders: Sequence[str]) -> str:
+    """The part of the body that the names of a patient and of its folders tell; else the head."""
+    if found := SYNTHRAD.fullmatch(patient):
+        return _REGIONS[found[1]]
+    return next((_FOLDERS[name] for name in reversed(folders) if name in _FOLDERS), "head")
+
+
+def contrast_by_name(patient: str, mr: Path | None) -> str:
+    """T2 where the names say so: <patient>_t2, or SynthRAD2023's pelves of centre C (arXiv 2303.16320); else T1."""
+    found = SYNTHRAD.fullmatch(patient)
+    of_centre_c = bool(found) and found[1] == "P" and found[2] == "C"
+    return "T2" if of_centre_c or (mr and mr.name.startswith(f"{patient}_t2")) else "T1"
+
+
+def items_of(given: Path, plan: Plan, splits: dict[str, str]) -> list[Item]:
+    """What an input folder holds to prepare, volumes or else pictures. splits: of patients, those so far, added to.
+
+    Raises LayoutError where it is none of the known layouts.
+    """
+    folder = _existing(given)
+    patients = volume_pairs(folder)
+    if patients:
+        return [_item_of(patient, folder, plan, splits) for patient in patients]
+    if any(folder.rglob("*_ct.png")):
+        return _pictures(folder, plan, splits)
+    raise LayoutError(f"{given} {_no_pairs(folder)}")
+
+
+def _split(patient: str, plan: Plan, splits: dict[str, str], stated: str | None = None) -> str:
+    """The split of a patient: that of an earlier input, else the `stated` one, else by its name."""
+    wanted = plan.split or stated or split_of(patient, plan.fractions)
+    return "train" if plan.published else splits.setdefault(patient, wanted)
+
+
+def _item_of(patient: Patient, folder: Path, plan: Plan, splits: dict[str, str]) -> Item:
+    folders = [folder.name, *patient.ct.parent.relative_to(folder).parts]
+    return Item(
+        "volumes",
+        folder,
+        patient.name,
+        f"{folder.name}_{patient.name}",
+        _split(patient.name, plan, splits),
+        patient.ct,
+        patient.mr,
+        patient.mask,
+        plan.contrast or contrast_by_name(patient.name, patient.mr),
+        plan.anatomy or anatomy_by_name(patient.name, folders),
+    )
+
+
+def _read_pair(item: Item) -> tuple[Scan, Scan, Scan | None]:
     """A patient's CT, MRI and mask. Raises ScanError for what cannot be learnt from."""
-    ct, mr = read_scan(patient.ct, "CT"), read_scan(patient.mr, "MR")
-    mask = read_scan(patient.mask, "MR", allow_constant=True) if patient.mask else None
+    ct, mr = (
+        read_scan(path, modality, anatomies=[item.anatomy]) for path, modality in ((item.ct, "CT"), (item.mr, "MR"))
+    )
+    mask = read_scan(item.mask, "MR", allow_constant=True) if item.mask else None
     if ct.wrong and mr.wrong and "MRI" in ct.wrong[0] and "CT" in mr.wrong[0]:
-        raise ScanError(
-            f"CT and MRI are swapped: {patient.ct.name} looks like an MRI, and {patient.mr.name} like a CT."
-        )
+        raise ScanError(f"CT and MRI are swapped: {item.ct.name} looks like an MRI, and {item.mr.name} like a CT.")
+    if item.anatomy != "head" and mr.looks == "CT" and mr.voxels.min() > TISSUE_HU:
+        # What looks like a CT was set on heads, and muscle is as even as the brain of one. No CT in HU is this bright.
+        mr = replace(mr, warnings=tuple(text for text in mr.warnings if text not in mr.wrong), wrong=())
     for scan in (ct, mr):
         if scan.wrong:
             raise ScanError(f"{scan.name}: {scan.wrong[0]}")
@@ -341,50 +623,32 @@ def _central_slices(ct: Scan, mr: Scan) -> list[tuple[np.ndarray, np.ndarray]]:
     return found
 
 
-def from_volumes(patients: Sequence[Patient], source: str, writer: Writer) -> int:
-    """Write the slices of patients' volumes; how many pairs there were."""
-    made = 0
-    for patient in tqdm(patients, desc=f"{source} volumes"):
-        if patient.mr is None:
-            writer.leave_out(patient.name, source, f"no MRI beside {patient.ct.name}")
-            continue
-        try:
-            ct, mr, mask = _read_pair(patient)
-            doubt = check_alignment(_central_slices(ct, mr), keep_apart=writer.plan.keep_apart)
-        except ScanError as error:
-            writer.leave_out(patient.name, source, str(error))
-            continue
-        said = [*(f"CT: {text}" for text in ct.warnings), *(f"MRI: {text}" for text in mr.warnings), doubt]
-        for text in filter(None, said):
-            writer.warn(patient.name, source, text)
-        made += _write_slices(patient, source, (ct, mr, mask), writer)
-    return made
-
-
-def _write_slices(patient: Patient, source: str, scans: tuple[Scan, Scan, Scan | None], writer: Writer) -> int:
-    """Write the slices of a patient that the plan asks for; how many there were."""
-    ct, mr, mask = scans
-    contrast = writer.plan.contrast or ("T2" if patient.mr.name.startswith(f"{patient.name}_t2") else "T1")
-    split = writer.split(patient.name)
-    made = 0
-    for plane in writer.plan.planes:
-        for index in around(ct.count(plane), writer.plan.around):
+def _make_volumes(item: Item, plan: Plan, canvas: Canvas) -> None:
+    """Write the slices of a patient's volumes that the plan asks for. Raises ScanError."""
+    if item.mr is None:
+        beam = any(item.ct.parent.glob("cbct.*"))
+        raise ScanError(f"no MRI beside {item.ct.name}{', but a cone-beam CT, which is none' if beam else ''}")
+    ct, mr, mask = _read_pair(item)
+    doubt = check_alignment(_central_slices(ct, mr), keep_apart=plan.keep_apart)
+    said = [*(f"CT: {text}" for text in ct.warnings), *(f"MRI: {text}" for text in mr.warnings), doubt]
+    if mask and not (mask.voxels > 0).any():
+        said.append(f"{item.mask.name} is empty, so the pair has no mask.")
+        mask = None
+    for text in filter(None, said):
+        canvas.warn(text)
+    for plane in plan.planes:
+        for index in chosen(ct, plane, plan):
             ct_slice = ct.slice(plane, index)
             pair = Pair(
                 hu=ct_slice.pixels,
                 mr=mr.slice(plane, index).pixels,
                 limits=mr.limits,
                 mask=mask.slice(plane, index).pixels > 0 if mask else None,
-                box=ct_slice.letterbox(writer.size),
-                patient=patient.name,
+                box=ct_slice.letterbox(canvas.size),
                 plane=plane,
                 index=index,
-                contrast=contrast,
-                source=source,
             )
-            writer.pair(split, f"{source}_{patient.name}_{plane}_{index:03d}", pair)
-            made += 1
-    return made
+            canvas.pair(f"{item.stem}_{plane}_{index:03d}", pair)
 
 
 def _hu_scales(folder: Path) -> dict[tuple[str, str], tuple[float, float]]:
@@ -407,49 +671,63 @@ def _hu_scales(folder: Path) -> dict[tuple[str, str], tuple[float, float]]:
         ) from error
 
 
-def from_pngs(folder: Path, writer: Writer) -> int:
-    """Write a folder's pairs of pictures; how many there were."""
+def _pictures(folder: Path, plan: Plan, splits: dict[str, str]) -> list[Item]:
+    """A folder's pairs of pictures."""
     scales = _hu_scales(folder)
     named_t2 = re.search(r"(?<![a-z0-9])t2(?![a-z0-9])", folder.name.lower())
-    contrast = writer.plan.contrast or ("T2" if named_t2 else "T1")
-    made = 0
-    for path in tqdm(sorted(folder.rglob("*_ct.png")), desc=f"{folder.name} pictures"):
+    found = []
+    for path in sorted(folder.rglob("*_ct.png")):
         name = path.name.removesuffix("_ct.png")
         patient, _, rest = name.rpartition("_") if "_" in name else (name, "", "")
         plane = rest if rest in PLANES else "axial"
-        if plane not in writer.plan.planes:
+        if plane not in plan.planes:
             continue
-        try:
-            found = _read_pictures(path, name, keep_apart=writer.plan.keep_apart)
-        except ScanError as error:
-            writer.leave_out(patient, folder.name, f"{path.name}: {error}")
-            continue
-        for text in found.said:
-            writer.warn(patient, folder.name, f"{name}: {text}")
-        split = writer.split(patient, path.parent.name if path.parent.name in SPLITS else None)
-        if (patient, rest) in scales:
-            slope, intercept = scales[patient, rest]
-            hu, shown = _levels(found.ct) * slope + intercept, "full"
-        else:
-            grey = _levels(found.ct).astype(np.float64) / 255
-            shown = guess_png_window(grey)
-            hu = png_ct_to_hu(grey, shown)
-        pair = Pair(
-            hu=hu,
-            mr=_levels(found.mr),
-            limits=(0.0, 255.0),
-            mask=found.mask,
-            box=Letterbox(hu.shape, size=writer.size),
-            patient=patient,
-            plane=plane,
-            index=int(re.sub(r"\D", "", rest) or 0),
-            contrast=contrast,
-            source=folder.name,
-            directions=("ct2mr",) if shown == "brain" else ("ct2mr", "mr2ct"),
+        item = Item(
+            "pictures",
+            folder,
+            patient,
+            f"{folder.name}_{name}",
+            _split(patient, plan, splits, path.parent.name if path.parent.name in SPLITS else None),
+            path,
+            path.with_name(f"{name}_mr.png"),
+            path.with_name(f"{name}_mask.png"),
+            plan.contrast or ("T2" if named_t2 else "T1"),
+            plan.anatomy or anatomy_by_name(patient, [folder.name]),
+            plane,
+            int(re.sub(r"\D", "", rest) or 0),
+            scales.get((patient, rest)),
         )
-        writer.pair(split, f"{folder.name}_{name}", pair)
-        made += 1
-    return made
+        found.append(item)
+    return found
+
+
+def _make_pictures(item: Item, plan: Plan, canvas: Canvas) -> None:
+    """Write a pair of pictures. Raises ScanError."""
+    name = item.ct.name.removesuffix("_ct.png")
+    try:
+        found = _read_pictures(item, keep_apart=plan.keep_apart)
+    except ScanError as error:
+        raise ScanError(f"{item.ct.name}: {error}") from error
+    for text in found.said:
+        canvas.warn(f"{name}: {text}")
+    if item.hu:
+        slope, intercept = item.hu
+        hu, shown = _levels(found.ct) * slope + intercept, "full"
+    else:
+        grey = _levels(found.ct).astype(np.float64) / 255
+        shown = guess_png_window(grey)
+        hu = png_ct_to_hu(grey, shown)
+    pair = Pair(
+        hu=hu,
+        mr=_levels(found.mr),
+        limits=(0.0, 255.0),
+        mask=found.mask,
+        box=Letterbox(hu.shape, size=canvas.size),
+        plane=item.plane,
+        index=item.index,
+        directions=("ct2mr",) if shown == "brain" else ("ct2mr", "mr2ct"),
+    )
+    canvas.pair(item.stem, pair)
 
 
 @dataclass(frozen=True)
@@ -467,9 +745,9 @@ def _levels(grey: np.ndarray) -> np.ndarray:
     return np.round(grey * np.float32(255), 3)
 
 
-def _read_pictures(path: Path, name: str, *, keep_apart: bool) -> Pictures:
-    """The pair of pictures `name`, of which the CT is at `path`. Raises ScanError for what cannot be learnt from."""
-    mr_path, mask_path = (path.with_name(f"{name}_{kind}.png") for kind in ("mr", "mask"))
+def _read_pictures(item: Item, *, keep_apart: bool) -> Pictures:
+    """A pair of pictures. Raises ScanError for what cannot be learnt from."""
+    path, mr_path, mask_path = item.ct, item.mr, item.mask
     for part in (path, mr_path):
         if not part.is_file() or not part.stat().st_size:
             raise ScanError(f"{part.name} is missing or empty.")
@@ -496,20 +774,19 @@ def _read_pictures(path: Path, name: str, *, keep_apart: bool) -> Pictures:
     return Pictures(ct, mr, None if mask is None else mask > 127, [*ct_said, *mr_said, *odd, *filter(None, [doubt])])
 
 
-def from_ct_pngs(folder: Path, writer: Writer) -> int:
-    """Write a folder's CT pictures without partners; how many there were."""
-    made = 0
-    for path in tqdm(sorted(folder.rglob("*.png")), desc=f"{folder.name} CT only"):
-        try:
-            grey, said = read_grey(path, "CT")
-        except ScanError as error:
-            writer.leave_out(path.stem, folder.name, str(error))
-            continue
-        for text in said:
-            writer.warn(path.stem, folder.name, text)
-        hu = png_ct_to_hu(grey, guess_png_window(grey))
-        image = to_uint8(encode_ct(Letterbox(hu.shape, size=writer.size).fit(hu, AIR_HU)))
-        name = writer.image("unpaired", f"{folder.name}_{path.stem}", image)
-        writer.add("unpaired", UnpairedRow(file_name=name, modality="CT", source=folder.name))
-        made += 1
-    return made
+def _alone(folder: Path) -> list[Item]:
+    """A folder's CT pictures without partners."""
+    return [
+        Item("alone", folder, path.stem, f"{folder.name}_{path.stem}", "unpaired", path)
+        for path in sorted(folder.rglob("*.png"))
+    ]
+
+
+def _make_alone(item: Item, plan: Plan, canvas: Canvas) -> None:
+    """Write a CT picture without a partner. Raises ScanError."""
+    grey, said = read_grey(item.ct, "CT")
+    for text in said:
+        canvas.warn(text)
+    hu = png_ct_to_hu(grey, guess_png_window(grey))
+    name = canvas.image(item.stem, to_uint8(encode_ct(Letterbox(hu.shape, size=canvas.size).fit(hu, AIR_HU))))
+    canvas.rows.append(UnpairedRow(file_name=name, modality="CT", source=item.source))

@@ -184,6 +184,12 @@ def test_cached_latents_are_those_of_fresh_samples_and_are_kept(work, tmp_path):
         latents = vae.encode(torch.from_numpy(np.stack([sample["input"], sample["target"]]))).latent_dist.mode()
     np.testing.assert_allclose(array[3], latents.numpy(), atol=0.01)
     assert json.loads((tmp_path / "latents.json").read_text())["prompts"][3] == sample["prompt"]
+    two = ["--output", tmp_path / "two", "--cache", 6, "--steps", 1, "--validate-images", 0]
+    done = python(*LAUNCH, ROOT / "train" / "ip2p.py", "--config", work / "tiny.yaml", *two)  # each encodes a share
+    assert done.returncode == 0, done.stdout + done.stderr
+    np.testing.assert_array_equal(np.load(tmp_path / "two" / "latents.npy"), array)
+    same = [json.loads((folder / "latents.json").read_text()) for folder in (tmp_path, tmp_path / "two")]
+    assert same[0] == same[1]
     shutil.rmtree(tmp_path / "checkpoint-4")
     first = weights(tmp_path / "ip2p")
     train("ip2p.py", *given)  # resumed, with the latents as they are

@@ -72,6 +72,38 @@ def test_low_rank_changes_end_in_an_ordinary_pipeline(tmp_path):
     assert {name.split(".")[-2] for name in changed} == {"conv_in", "to_q", "to_k", "to_v", "0"}
 
 
+def test_a_base_in_the_hubs_own_layout_is_gone_on_from(tmp_path):
+    """As stable-diffusion-v1-5 lies there: half-precision files by a variant, PNDM, a safety checker."""
+    from diffusers import PNDMScheduler, StableDiffusionPipeline
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
+
+    vae, text, tokenizer, unet = tiny.parts(image_conditioned=False)
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    checker = StableDiffusionSafetyChecker(
+        CLIPConfig(vision_config={**vision, "image_size": 32, "patch_size": 16}, projection_dim=8)
+    )
+    scheduler = PNDMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
+    )
+    pipeline = StableDiffusionPipeline(vae, text, tokenizer, unet, scheduler, checker, CLIPImageProcessor())
+    pipeline.to(dtype=torch.float16).save_pretrained(tmp_path / "sd", variant="fp16")
+    assert (tmp_path / "sd" / "safety_checker").is_dir()
+    assert (tmp_path / "sd" / "feature_extractor").is_dir()
+    base = networks.load_pipeline(str(tmp_path / "sd"), variant="fp16")
+    assert base.unet.dtype == torch.float32
+    assert base.safety_checker is None
+    networks.widen_conv_in(base.unet, 8)
+    made = networks.ip2p_pipeline(base.vae, base.text_encoder, base.tokenizer, base.unet)
+    assert made.scheduler.config.prediction_type == "v_prediction"
+    assert made.scheduler.config.rescale_betas_zero_snr
+    networks.save_half(made, tmp_path / "ip2p")
+    assert not (tmp_path / "ip2p" / "safety_checker").exists()
+    for source, sentence in ((tmp_path / "sd", "cannot be loaded"), (tmp_path / "v1-5.safetensors", "single file")):
+        with pytest.raises(SystemExit, match=sentence):  # the first has no files without the variant
+            networks.load_pipeline(str(source))
+
+
 def test_adam_in_eight_bits_learns():
     torch.manual_seed(0)
     layer = torch.nn.Linear(64, 128)

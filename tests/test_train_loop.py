@@ -210,11 +210,14 @@ def test_sharded_weights_are_refused_in_a_sentence(tmp_path, monkeypatch, name):
         fit(tmp_path, steps=1)
 
 
-def test_options_that_need_others_say_so(tmp_path):
+def test_options_that_need_others_say_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)  # whoever runs this may have one
     for options, sentence in (
         ({"patience": 1}, "patience needs best"),
         ({"best": "ct2mr_psnr", "validate_images": 0}, "best needs validations"),
         ({"trackers": ["wandb"]}, "needs the package wandb"),
+        ({"push_to_hub": "a/b/c"}, "should be a hub id"),
+        ({"push_to_hub": "me/heads"}, "needs a token"),
     ):
         with pytest.raises(OptionError, match=sentence):
             fit(tmp_path, steps=1, **options)

@@ -75,8 +75,7 @@ def main(argv: list[str] | None = None) -> None:
         )
 
     if options.cache:
-        with run.accelerator.main_process_first():
-            dataset = latents.cached(dataset, pipeline.vae, options, options.cache)
+        dataset = latents.cached(dataset, pipeline.vae, options, options.cache, run.accelerator)
     run.fit(dataset, lambda: validate_pipeline(pipeline, options, options.directions), save)
 
 

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from mediffuse.files import write_text
 from train.options import Options
 from train.pairs import ENDLESS, PairDataset, data_sha256
 
@@ -38,8 +41,11 @@ class LatentDataset(Dataset):
         return {**pair, "prompt": self.prompts[index]}
 
 
-def cached(dataset: PairDataset, vae, options: Options, count: int) -> LatentDataset:
-    """The first `count` samples of `dataset` as latents, kept in `options.output`; made where they are not there."""
+def cached(dataset: PairDataset, vae, options: Options, count: int, accelerator: Accelerator) -> LatentDataset:
+    """The first `count` samples of `dataset` as latents, kept in `options.output`; made where they are not there.
+
+    Each process of `accelerator` encodes every so manieth batch, so that none waits long for another.
+    """
     encoder = {**vae.encoder.state_dict(), **vae.quant_conv.state_dict()}
     weights = b"".join(v.detach().float().cpu().numpy().tobytes() for v in encoder.values())
     key = {
@@ -48,31 +54,44 @@ def cached(dataset: PairDataset, vae, options: Options, count: int) -> LatentDat
         "encoder_sha256": hashlib.sha256(weights).hexdigest(),
         **{k: getattr(options, k) for k in ("seed", "directions", "augment", "weights", "ct_windows", "samples")},
     }
-    path = options.output / "latents.json"
-    if not path.is_file() or json.loads(path.read_text())["key"] != key:
-        options.output.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        prompts = _write(dataset, vae, options, count)
-        # Last: without it, what was written is not used.
-        path.write_text(json.dumps({"key": key, "prompts": prompts}))
+    path, main = options.output / "latents.json", accelerator.is_main_process
+    missing = not path.is_file() or json.loads(path.read_text())["key"] != key
+    accelerator.wait_for_everyone()  # all have looked
+    if missing:
+        if main:
+            options.output.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            side = dataset.side // 2 ** (len(vae.config.block_out_channels) - 1)
+            shape = (count, len(NAMES), vae.config.latent_channels, side, side)
+            np.lib.format.open_memmap(options.output / "latents.npy", "w+", np.float16, shape).flush()
+        accelerator.wait_for_everyone()
+        prompts = gather_object(_write(dataset, vae, options, count, accelerator))
+        if main:  # last: without it, what was written is not used
+            named = [prompt for _, group in sorted(prompts) for prompt in group]
+            write_text(path, json.dumps({"key": key, "prompts": named}))
+        accelerator.wait_for_everyone()
     return LatentDataset(options.output, options.seed)
 
 
 @torch.no_grad()
-def _write(dataset: PairDataset, vae, options: Options, count: int) -> list[str]:
+def _write(
+    dataset: PairDataset, vae, options: Options, count: int, accelerator: Accelerator
+) -> list[tuple[int, list[str]]]:
+    """Write the latents of this process's batches; (number of the first sample, prompts) of each."""
     vae.to(memory_format=torch.channels_last)  # a quarter less time on two AVX-512 cores
-    loader = DataLoader(Subset(dataset, range(count)), options.batch_size, num_workers=options.workers)
-    out, prompts = None, []
+    size = options.batch_size
+    starts = range(accelerator.process_index * size, count, accelerator.num_processes * size)
+    batches = [range(start, min(start + size, count)) for start in starts]
+    loader = DataLoader(dataset, batch_sampler=batches, num_workers=options.workers)
+    out, prompts = np.load(options.output / "latents.npy", mmap_mode="r+"), []
     half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(options.mixed_precision)
-    for batch in tqdm(loader, desc="latents"):
+    for numbers, batch in zip(
+        tqdm(batches, desc="latents", disable=not accelerator.is_main_process), loader, strict=True
+    ):
         pair = torch.cat([batch[name] for name in NAMES]).to(vae.device)
         with torch.autocast(vae.device.type, half, enabled=half is not None):
             latents = vae.encode(pair).latent_dist.mode().float().cpu().numpy()
-        latents = np.stack(np.split(latents, len(NAMES)), axis=1)
-        if out is None:
-            shape = (count, *latents.shape[1:])
-            out = np.lib.format.open_memmap(options.output / "latents.npy", "w+", np.float16, shape)
-        out[len(prompts) : len(prompts) + len(latents)] = latents
-        prompts += batch["prompt"]
+        out[numbers.start : numbers.stop] = np.stack(np.split(latents, len(NAMES)), axis=1)
+        prompts.append((numbers.start, batch["prompt"]))
     out.flush()
     return prompts

@@ -23,8 +23,10 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from mediffuse import machine
+from mediffuse.dataset import anatomy_of, read_rows, shared_patients
+from mediffuse.directions import ANATOMIES
 from mediffuse.translate import checkpoints
-from train import compute
+from train import compute, hub
 from train.options import OptionError, Options
 from train.pairs import data_sha256
 from train.states import States
@@ -51,6 +53,8 @@ class Run:
         if options.best and not options.validate_images:
             raise OptionError("best needs validations: give validate_images above 0.")
         compute.refuse_sharding()
+        if options.push_to_hub:
+            hub.check(options.push_to_hub)
         compute.set_up(objective, options)
         precision = options.mixed_precision
         cuda = torch.cuda.is_available()
@@ -102,6 +106,8 @@ class Run:
         step = self._resume()
         if accelerator.is_main_process:
             self._describe()
+            for name in _of_data(o.data).get("leaking_splits", ()):
+                tqdm.write(f"Patients of {o.data / name} are in train, too: figures on it flatter.", file=sys.stderr)
             for name in ("log.csv", "validation.csv") if step == 0 else ():
                 (o.output / name).unlink(missing_ok=True)  # of a run before this one
         accelerator.init_trackers("mediffuse", {k: str(v) for k, v in _plain_options(o).items()})
@@ -142,6 +148,8 @@ class Run:
         if accelerator.is_main_process:
             save(o.output)
             self._judge(validate(), save, step)
+            if o.push_to_hub:
+                hub.push(o.output, o.push_to_hub)
         accelerator.wait_for_everyone()
         accelerator.end_training()
 
@@ -354,7 +362,7 @@ def write_details(folder: Path, run: Run, *bases: str | Path | None, **details) 
         stages = [*before.get("earlier", ()), *([before["training"]] if "training" in before else [])]
         earlier += [stage for stage in stages if stage not in earlier]
     training = {"stage": run.options.output.as_posix().removeprefix("runs/"), **run.provenance()}
-    text = json.dumps({**details, "training": training, "earlier": earlier}, indent=2)
+    text = json.dumps({**details, **_of_data(run.options.data), "training": training, "earlier": earlier}, indent=2)
     (folder / checkpoints.DETAILS).write_text(text + "\n")
     with (folder / checkpoints.LOSSES).open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -366,6 +374,17 @@ def write_details(folder: Path, run: Run, *bases: str | Path | None, **details) 
         # A resumed run logs some steps twice: the later is what counts. Of those that it ended before, none does.
         losses = {int(row["step"]): row["loss"] for row in csv.DictReader((run.options.output / "log.csv").open())}
         writer.writerows([training["stage"], step, loss] for step, loss in losses.items() if step <= run.steps)
+
+
+def _of_data(data: Path) -> dict:
+    """The part of mediffuse.json that the data tell: the parts of the body, and what their splits are good for."""
+    if not (data / "train" / "metadata.jsonl").is_file():
+        return {}
+    shown = {anatomy_of(row) for row in read_rows(data / "train")}
+    splits = [name for name in ("val", "test") if (data / name / "metadata.jsonl").is_file()]
+    leaking = [name for name in splits if shared_patients(data, name)]
+    told = {"anatomies": [name for name in ANATOMIES if name in shown]}
+    return {**told, "leaking_splits": leaking} if leaking else told
 
 
 def _goodness(name: str, figure: float) -> float:

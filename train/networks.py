@@ -193,6 +193,11 @@ def plain(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
 def load_pipeline(source: str, revision: str = "", variant: str = "") -> DiffusionPipeline:
     """The pipeline in a folder or on the hub, to go on training from, in full precision."""
+    if source.endswith((".safetensors", ".ckpt")):
+        raise SystemExit(
+            f"error: --base {source} is a single file, and a pipeline's folder is needed: make one by "
+            f"StableDiffusionPipeline.from_single_file({source!r}).save_pretrained('base')."
+        )
     try:
         return DiffusionPipeline.from_pretrained(
             source, safety_checker=None, dtype=torch.float32, revision=revision or None, variant=variant or None

@@ -90,6 +90,7 @@ class Options:
         default_factory=lambda: ["tensorboard"]
     )
     log_every: Annotated[int, "steps between lines of log.csv", Count] = 10
+    push_to_hub: Annotated[str, "hub id, owner/name, that the finished pipeline is uploaded to; none: nowhere"] = ""
 
 
 HARMLESS = frozenset(
@@ -111,6 +112,7 @@ HARMLESS = frozenset(
         "patience",
         "log_every",
         "largest_mib",
+        "push_to_hub",
     }
 )
 """Options that a run may be resumed with other values of. `steps` may be raised; the rate follows the new ones."""

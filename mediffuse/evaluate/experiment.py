@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from mediffuse.dataset import read_rows
+from mediffuse.dataset import shared_patients
 from mediffuse.evaluate import fid, summary
 from mediffuse.evaluate.calibration import CURVES
 from mediffuse.evaluate.candidates import Model
@@ -244,8 +244,7 @@ def _unseen(data: Path, splits: list[str], rows: list[ResultRow]) -> bool | None
     digest = hashlib.sha256(train.read_bytes()).hexdigest()
     if any(r.get("training_data_sha256") != digest for r in own):
         return None
-    seen = {r.get("patient") for r in read_rows(train.parent)}
-    return not any(r.get("patient") in seen for split in splits if split != "train" for r in read_rows(data / split))
+    return not any(shared_patients(data, split) for split in splits)
 
 
 _LOSS_COLUMNS = ["stage", "step", "loss"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mediffuse.dataset import Row, read_pair, read_rows, rows_for
+from mediffuse.dataset import Row, anatomy_of, read_pair, read_rows, rows_for
 from mediffuse.directions import modalities, prompt_for
 from mediffuse.image.contours import Thresholds, contour_hint
 from mediffuse.image.intensity import MR_OUTPUT_LIMITS, clear_air, decode, decode_ct, encode
@@ -29,7 +29,7 @@ def predictor(
     resized to the checkpoint's and back."""
 
     def predict(source: np.ndarray, row: Row) -> np.ndarray:
-        asked = dataclasses.replace(settings, contrast=row["contrast"])
+        asked = dataclasses.replace(settings, contrast=row["contrast"], anatomy=anatomy_of(row))
         made = generate(
             checkpoint, direction, resize(source, (checkpoint.size, checkpoint.size))[None], asked, thresholds
         )

@@ -63,7 +63,10 @@ def write(results: Results, output: Path) -> None:
         "results.json": json.dumps(summary.finite(content), indent=2) + "\n",
         "images.csv": results.images.to_csv(index=False),
         "results.md": markdown(results.rows),
-        **{f"card_{name}.md": text for name, text in cards(results.rows).items()},
+        **{
+            f"card_{name}.md": text
+            for name, text in cards(results.rows, leaks=results.settings["unseen"] is False).items()
+        },
         "report.html": html(results, _draw(results, _groups(results.rows), output)),
     }
     for name, text in texts.items():
@@ -147,8 +150,14 @@ def mae(row: ResultRow) -> str:
     return f"{row['mae']:.0f} HU" if modalities(row["direction"])[1] == "CT" else f"{row['mae']:.3f}"
 
 
-def cards(rows: list[ResultRow]) -> dict[str, str]:
-    """Per checkpoint, by name: model-index metadata as the hub reads it, and its table, as Markdown."""
+LEAK = "**Patients of the measured split were trained on, so the figures flatter.**\n\n"
+
+
+def cards(rows: list[ResultRow], *, leaks: bool = False) -> dict[str, str]:
+    """Per checkpoint, by name: model-index metadata as the hub reads it, and its table, as Markdown.
+
+    leaks: whether measured patients were trained on, which is said then.
+    """
     from huggingface_hub import EvalResult, ModelCardData
 
     made = {}
@@ -176,7 +185,7 @@ def cards(rows: list[ResultRow]) -> dict[str, str]:
         directions = {r["direction"] for r in mine}
         table = markdown([r for r in rows if r in mine or (r["speed"] == "none" and r["direction"] in directions)])
         data = ModelCardData(model_name=f"Mediffuse {name}", eval_results=results)
-        made[name.replace("/", "_").replace(" ", "_")] = f"---\n{data.to_yaml()}\n---\n\n{table}"
+        made[name.replace("/", "_").replace(" ", "_")] = f"---\n{data.to_yaml()}\n---\n\n{LEAK if leaks else ''}{table}"
     return made
 
 

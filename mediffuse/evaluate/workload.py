@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mediffuse.dataset import DatasetError, Row, read_rows, rows_for
+from mediffuse.dataset import DatasetError, Row, read_rows, rows_for, shared_patients
 from mediffuse.evaluate import fid
 from mediffuse.evaluate.candidates import Model, Sources, baselines, unique_names
 from mediffuse.evaluate.measure import Pairs, Truths
@@ -100,6 +100,12 @@ def _add_split(work: Workload, choice: _Choice, args: argparse.Namespace, name: 
     """Add what is to be measured on a split of --data, whose `name` is for tables."""
     folder = work.data / split
     chosen = _chosen(folder, args)
+    shared = shared_patients(work.data, split)
+    if shared:
+        work.warnings.append(
+            f"{name} {split}: {len(shared)} of its patients are in the train split, too ({', '.join(shared[:3])}"
+            f"{', …' if len(shared) > 3 else ''}): a model that was trained on that looks better here than it is."
+        )
     for direction in choice.directions:
         rows = list(rows_for(chosen, (direction,)))[: args.limit]
         if not rows:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -48,13 +48,19 @@ class _Size(NamedTuple):
 
 
 def read_scan(
-    path: str | Path, modality: str, shown: str = "auto", *, series: str | None = None, allow_constant: bool = False
+    path: str | Path,
+    modality: str,
+    shown: str = "auto",
+    *,
+    series: str | None = None,
+    allow_constant: bool = False,
+    anatomies: Sequence[str] = ("head",),
 ) -> Scan:
     """`mediffuse.scan.read.read_scan`, with its arguments and errors, guarded as `call` does."""
     path = Path(path)
     if modality not in MODALITIES:
         raise ValueError(f"modality is CT or MR, not {modality!r}")
-    asked = path.absolute(), modality, shown, series, allow_constant
+    asked = path.absolute(), modality, shown, series, allow_constant, tuple(anatomies)
     scan, order, head = call(_read, *asked, name=path.name, paths=[path])
     scan = replace(scan, voxels=scan.voxels[order])
     vars(scan)["head"] = head  # as if it had been asked for
@@ -62,10 +68,10 @@ def read_scan(
 
 
 def _read(
-    path: Path, modality: str, shown: str, series: str | None, allow_constant: bool
+    path: Path, modality: str, shown: str, series: str | None, allow_constant: bool, anatomies: tuple[str, ...]
 ) -> tuple[Scan, tuple[slice, ...], object]:
     """(a scan with its voxels as they lie in memory, the slices that order them, `Scan.head`)"""
-    scan = read.read_scan(path, modality, shown, series=series, allow_constant=allow_constant)
+    scan = read.read_scan(path, modality, shown, series=series, allow_constant=allow_constant, anatomies=anatomies)
     order = tuple(np.s_[:: -1 if stride < 0 else 1] for stride in scan.voxels.strides)
     return replace(scan, voxels=scan.voxels[order]), order, scan.head
 

@@ -1,13 +1,15 @@
-"""What about a scan is unlike the heads that the models know: said, never forbidden."""
+"""What about a scan is unlike the parts of the body that a model knows: said, never forbidden."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
+from mediffuse.directions import ANATOMIES
 from mediffuse.image.intensity import BONE_HU
 from mediffuse.image.letterbox import resize
 
@@ -16,6 +18,13 @@ if TYPE_CHECKING:
 
 HEAD_WIDTH_MM = (100.0, 235.0)
 """Left to right. Adult heads with ears are 140 to 200 mm wide; shoulders are over 350."""
+
+WIDTH_MM = {
+    "head": HEAD_WIDTH_MM,
+    "head-neck": (100.0, 650.0),
+    **dict.fromkeys(("thorax", "abdomen", "pelvis"), (200.0, 650.0)),
+}
+"""Left to right, of what is in the scan, of small adults to large ones with their arms."""
 
 BONE_SHARE = (0.09, 0.45)
 """Share of bone in a head. Measured on four head CTs: 0.14 to 0.18; two legs: 0.07."""
@@ -46,17 +55,28 @@ T2_ECHO_MS = 60.0
 
 BODY_PART, AGENT, ECHO = "BodyPartExamined", "ContrastBolusAgent", "EchoTime"
 TAGS = (BODY_PART, AGENT, ECHO)
-_HEADS = ("HEAD", "BRAIN", "SKULL", "CRANI", "FACE", "SINUS", "ORBIT")
+_NECKS = ("NECK", "CSPINE", "LARYNX", "PHARYNX")
+_PARTS = {
+    "head": ("HEAD", "BRAIN", "SKULL", "CRANI", "FACE", "SINUS", "ORBIT"),
+    "head-neck": (*_NECKS, "HEAD", "BRAIN", "SKULL", "FACE"),
+    "thorax": ("CHEST", "THORA", "LUNG", "BREAST", "HEART", "TSPINE"),
+    "abdomen": ("ABDOM", "LIVER", "KIDNEY", "PANCREA", "LSPINE"),
+    "pelvis": ("PELVI", "PROSTATE", "BLADDER", "HIP", "RECTUM", "CERVIX", "UTERUS"),
+}
+"""Words of DICOM's BodyPartExamined by part of the body (PS3.16, Annex L, and what scanners write)."""
 
 
-def oddities(scan: Scan) -> list[str]:
+def oddities(scan: Scan, known: Sequence[str] = ("head",)) -> list[str]:
     """Sentences for the user about body part, what is missing of the head, metal, contrast agent and MR contrast.
 
-    Of pictures, whose mm are not known, nothing. Values are checked in `values`.
+    known: the parts of the body that the model knows, of `ANATOMIES`. Of pictures, whose mm are not known, nothing.
+    Values are checked in `values`.
     """
     if scan.kind == "picture":
         return []
-    found = [_body_part(scan) or _part_of_a_head(scan), _no_skull(scan), _no_face(scan)]
+    found = [_body_part(scan, known)]
+    if _is_head(scan, known):
+        found = [found[0] or _part_of_a_head(scan), _no_skull(scan), _no_face(scan)]
     if scan.modality == "CT":
         millilitres = np.count_nonzero(scan.voxels > METAL_HU) * float(np.prod(scan.spacing)) / 1000
         if millilitres > METAL_ML:
@@ -83,14 +103,42 @@ def contrast_of(scan: Scan) -> str | None:
     return "T2" if echo and echo > T2_ECHO_MS else None
 
 
-def _body_part(scan: Scan) -> str | None:
+def _width(scan: Scan) -> float | None:
+    """mm from left to right of what is in the scan; None where there is nothing."""
+    return None if scan.head is None else float((scan.head[1] - scan.head[0])[0] * scan.spacing[0])
+
+
+def likeliest(scan: Scan, known: Sequence[str]) -> str:
+    """Which of the `known` parts of the body a scan shows, by what its file says, else by its width; else the first."""
+    part, width = scan.tags.get(BODY_PART, "").upper(), _width(scan)
+    told = [name for name in known if any(word in part for word in _PARTS[name])]
+    wide = [name for name in known if width and WIDTH_MM[name][0] <= width <= WIDTH_MM[name][1]]
+    return next(iter((*told, *wide, *known)))
+
+
+def _is_head(scan: Scan, known: Sequence[str]) -> bool:
+    """Whether a scan is looked at as one of a head: the model knows heads, and nothing else that it may be."""
+    if "head" not in known:
+        return False
+    width = _width(scan)
+    return len(known) == 1 or width is None or width <= HEAD_WIDTH_MM[1]
+
+
+def _body_part(scan: Scan, known: Sequence[str]) -> str | None:
+    """Whether the scan shows another part of the body than those `known`, by what its file says or its size."""
     part = scan.tags.get(BODY_PART, "").upper()
-    if part and not any(name in part for name in _HEADS):
-        return f"The file says it shows {part}: the models know heads only."
-    if scan.head is None:
+    only = " and ".join(ANATOMIES[name] for name in known)
+    if part and not any(word in part for name in known for word in _PARTS[name]):
+        return f"The file says it shows {part}: the models know {only} only."
+    width = _width(scan)
+    if width is None:
+        return None
+    if not _is_head(scan, known):
+        several = scan.count("axial") > 1 and min(scan.voxels.shape[:2]) > 1
+        if several and not any(WIDTH_MM[name][0] <= width <= WIDTH_MM[name][1] for name in known):
+            return f"This is {width:.0f} mm wide, so it is something else or a part of it: the models know {only} only."
         return None
     low, high = scan.head
-    width = float((high - low)[0] * scan.spacing[0])
     if width > HEAD_WIDTH_MM[1]:
         return f"This looks like more than a head ({width:.0f} mm wide): the models know heads only."
     if width < HEAD_WIDTH_MM[0] and scan.count("axial") > 1 and min(scan.voxels.shape[:2]) > 1:

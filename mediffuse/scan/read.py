@@ -25,18 +25,32 @@ from mediffuse.scan.values import other_modality, with_checked_values
 
 
 def read_scan(
-    path: str | Path, modality: str, shown: str = "auto", *, series: str | None = None, allow_constant: bool = False
+    path: str | Path,
+    modality: str,
+    shown: str = "auto",
+    *,
+    series: str | None = None,
+    allow_constant: bool = False,
+    anatomies: Sequence[str] = ("head",),
 ) -> Scan:
     """Read a picture, NIfTI, Analyze, NRRD, MetaImage, MGZ or DICOM: a file, or a folder or zip that holds one.
 
     modality: "CT" or "MR", what the user says it is; `Scan.warnings` says where it looks
     otherwise. shown: for a picture of a CT, a key of `ct_picture.PNG_WINDOWS` or "auto".
     series: which volume to read where there are several: a key of `SeveralSeriesError.choices`, or a
-    SeriesInstanceUID. allow_constant: for a mask, of which nothing is checked.
+    SeriesInstanceUID. allow_constant: for a mask, of which nothing is checked. anatomies: of
+    `directions.ANATOMIES`, those that it should show one of; `Scan.warnings` says where it does not.
     Raises ScanError, with a message for the user, for anything that cannot be used, and
     SeveralSeriesError where `series` must be given.
     """
-    path = Path(path)
+    scan = _read(Path(path), modality, shown, series, allow_constant)
+    if allow_constant or (scan.wrong and scan.kind != "picture"):
+        return scan
+    return replace(scan, warnings=(*scan.warnings, *oddities(scan, anatomies)))
+
+
+def _read(path: Path, modality: str, shown: str, series: str | None, allow_constant: bool = False) -> Scan:
+    """`read_scan`, without what is odd about what is shown."""
     if modality not in MODALITIES:
         raise ValueError(f"modality is CT or MR, not {modality!r}")
     if path.is_dir():
@@ -126,7 +140,7 @@ def _in_folder(folder: Path, window: str) -> list[_Candidate]:
 
 
 def _read_file(path: Path, window: str, _name: str, modality: str) -> Scan:
-    return read_scan(path, modality, window)
+    return _read(path, modality, window, None)
 
 
 MOST_TRIED = 8
@@ -171,7 +185,9 @@ def _checked(
     allow_constant: bool = False,
     guess: str | None = None,
 ) -> Scan:
-    """`scan` with its MR limits and its warnings after those given. Raises ScanError for what cannot be used.
+    """`scan` with its MR limits and the warnings of its values after those given.
+
+    Raises ScanError for what cannot be used.
 
     stated: the modality that the file states. guess: the one that a picture looks like.
     """
@@ -188,6 +204,4 @@ def _checked(
     elif guess and guess != scan.modality:
         wrong = other_modality(guess, scan.modality, sure=False)
         scan = replace(scan, warnings=(wrong, *scan.warnings), wrong=(*scan.wrong, wrong))
-    if scan.wrong and scan.kind != "picture":
-        return scan
-    return replace(scan, warnings=(*scan.warnings, *oddities(scan)))
+    return scan

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mediffuse.directions import CONTRASTS, DIRECTION_TO
+from mediffuse.directions import ANATOMIES, CONTRASTS, DIRECTION_TO
 from mediffuse.scan import PLANES
-from mediffuse.translate.checkpoints import SPEEDS, CheckpointError, locate
+from mediffuse.translate.checkpoints import SPEEDS, CheckpointError, anatomies, locate
 from mediffuse.translate.jobs import find_jobs
 from mediffuse.translate.records import FORMATS, Order, run
 from mediffuse.translate.slices import STARTS, Settings
@@ -36,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
     parser.add_argument("--format", choices=FORMATS, action="append", help="default nifti; may be given twice")
     parser.add_argument("--contrast", choices=CONTRASTS, default="T1", help="of the MRI")
+    parser.add_argument("--anatomy", choices=ANATOMIES, help="what is shown; default: what the checkpoint knows")
     parser.add_argument("--checkpoint", help="as MEDIFFUSE_CHECKPOINTS; default: that, or the bundled ones")
     parser.add_argument("--speed", choices=SPEEDS, default="fast", help="likeliest, sharper, or sampled; default fast")
     parser.add_argument("--steps", type=int, default=Settings.steps, help="of diffusion")
@@ -76,9 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.contrast,
             mirror=args.mirror is not False,
             start=args.start,
+            anatomy=args.anatomy,
         )
         passes = Passes(tuple(dict.fromkeys(args.plane or ["axial"])), bool(args.mirror), args.batch_size)
-        locate(DIRECTION_TO[args.to], args.checkpoint)
+        known = anatomies(locate(DIRECTION_TO[args.to], args.checkpoint))
+        if args.anatomy and args.anatomy not in known:
+            parser.error(f"--anatomy {args.anatomy}: the checkpoint knows {' and '.join(known)} alone.")
         jobs, problems = find_jobs(args.input, args.output, args.to, args.series)
         args.output.mkdir(parents=True, exist_ok=True)
     except (ValueError, CheckpointError, OSError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mediffuse import files
-from mediffuse.directions import DIRECTIONS
+from mediffuse.directions import ANATOMIES, DIRECTIONS
 from mediffuse.image.contours import Thresholds
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ BUNDLED = Path(__file__).resolve().parents[2] / "assets" / "checkpoints"
 VARIABLE = "MEDIFFUSE_CHECKPOINTS"
 DETAILS = "mediffuse.json"
 """File beside model_index.json with what a stock pipeline does not store: contour thresholds, the
-directions it was trained for, and how it was trained."""
+directions and anatomies it was trained for, and how it was trained."""
 LOSSES = "training.csv"
 """File beside it with the training loss: stage, step, loss."""
 SUMS = "SHA256SUMS"
@@ -54,6 +55,7 @@ class Checkpoint:
     trailing step from zero latents is a prediction (v-prediction, zero terminal SNR). sharp: what takes
     the place of `reader` in that step's sharp variant, None if there is none. mean_noise: standard deviation
     of the noise on that prediction from which it was trained to sample; None if it was trained from pure noise alone.
+    anatomies: the parts of the body that it knows, of `ANATOMIES`.
     """
 
     source: str
@@ -63,6 +65,7 @@ class Checkpoint:
     thresholds: Thresholds
     sharp: ModelMixin | None = None
     mean_noise: float | None = None
+    anatomies: tuple[str, ...] = ("head",)
 
 
 def name_of(source: str) -> str:
@@ -221,7 +224,15 @@ def describe(pipeline: DiffusionPipeline, source: str = "memory", sharp: ModelMi
     )
     size = int(pipeline.unet.config.sample_size) * int(pipeline.vae_scale_factor)
     mean_noise = details(source).get("mean_noise")
-    return Checkpoint(source, pipeline, size, one_step, _thresholds(source), sharp, mean_noise)
+    return Checkpoint(source, pipeline, size, one_step, _thresholds(source), sharp, mean_noise, anatomies(source))
+
+
+def anatomies(source: str) -> tuple[str, ...]:
+    """The parts of the body that a checkpoint knows: those of its mediffuse.json, else the head."""
+    told = details(source).get("anatomies")
+    return (
+        tuple(a for a in ANATOMIES if a in told) if isinstance(told, list) and set(told) & set(ANATOMIES) else ("head",)
+    )
 
 
 def _thresholds(source: str) -> Thresholds:
@@ -291,6 +302,15 @@ class Checkpoints:
         except (CheckpointError, OSError, ValueError):
             return SPEEDS
         return tuple(details(source).get("speeds", UNTOLD_SPEEDS)) if Path(source).is_dir() else SPEEDS
+
+    def anatomies(self, *directions: str) -> tuple[str, ...]:
+        """The parts of the body that the checkpoints of directions know, where local files tell; loads no model."""
+        known: set[str] = set()
+        for direction in directions:
+            with contextlib.suppress(CheckpointError, OSError, ValueError):
+                source = locate(direction, self.given)
+                known |= set(anatomies(source) if Path(source).is_dir() else ("head",))
+        return tuple(a for a in ANATOMIES if a in known) or ("head",)
 
     def thresholds(self) -> Thresholds:
         """What the contour checkpoint was trained with, where a local file tells; loads no model."""

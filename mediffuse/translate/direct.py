@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mediffuse.directions import CONTRASTS, DIRECTIONS, prompt_for
+from mediffuse.directions import ANATOMIES, CONTRASTS, DIRECTIONS, prompt_for
 from mediffuse.translate.checkpoints import CheckpointError
 
 if TYPE_CHECKING:
     import torch
     from diffusers import UNet2DModel
 
-LABELS = {prompt_for(d, c): i for i, (d, c) in enumerate((d, c) for d in DIRECTIONS for c in CONTRASTS)}
-"""Class label by prompt."""
+_KINDS = tuple((d, c) for d in DIRECTIONS for c in CONTRASTS)
+LABELS = {prompt_for(*kind, anatomy): i for i, kind in enumerate(_KINDS) for anatomy in ANATOMIES}
+"""Class label by prompt: a label for each direction and contrast, for the anatomy is seen."""
 
 
 def is_direct(folder: Path) -> bool:
@@ -40,7 +41,7 @@ def build(config: dict, side: int) -> UNet2DModel:
     return UNet2DModel(
         in_channels=3 * side**2,
         out_channels=3 * side**2,
-        num_class_embeds=len(LABELS),
+        num_class_embeds=len(_KINDS),
         down_block_types=["DownBlock2D"] * levels,
         up_block_types=["UpBlock2D"] * levels,
         add_attention=False,

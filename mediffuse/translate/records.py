@@ -153,7 +153,8 @@ def translate_job(job: Job, order: Order, translator: Translator) -> Outcome:
     if set(order.kinds) <= set(kept):
         return Outcome("skipped")
     try:
-        scan = read_scan(job.path, source, series=job.series)
+        known = translator.checkpoints.anatomies(order.direction)
+        scan = read_scan(job.path, source, series=job.series, anatomies=known)
     except LabelMapError as error:
         if job.named:
             raise
@@ -199,7 +200,7 @@ def _record_of(job: Job, order: Order) -> Record:
         series=job.series,
         direction=order.direction,
         checkpoint=order.checkpoint or os.environ.get(VARIABLE) or "bundled",
-        settings=asdict(order.settings),
+        settings={name: value for name, value in asdict(order.settings).items() if value is not None},
         planes=list(order.passes.planes),
         mirrored=order.passes.mirror,
         note=SYNTHETIC_NOTE,

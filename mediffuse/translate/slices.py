@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mediffuse.directions import modalities, prompt_for
+from mediffuse.directions import ANATOMIES, modalities, prompt_for
 from mediffuse.image.contours import Thresholds, contour_hint
 from mediffuse.image.intensity import background, clear_air, decode, decode_ct, encode
 from mediffuse.image.letterbox import Letterbox
@@ -41,7 +41,8 @@ class Settings:
     guidance, image_guidance: classifier-free guidance scales; 1 is off. samples: drawn with seeds
     seed, seed + 1, ... contrast: "T1" or "T2", of the MRI. control: strength of the contours.
     mirror: "fast" is the mean of a slice's and its mirror image's translation. start: diffusion starts
-    from the fast translation with a little noise ("mean"), or from pure noise ("noise", as published).
+    from the fast translation with a little noise ("mean"), or from pure noise ("noise", as published). anatomy: of
+    `ANATOMIES`, what is shown; None: what the checkpoint knows (the first, where that is several).
     Raises ValueError for values out of range.
     """
 
@@ -55,11 +56,14 @@ class Settings:
     control: float = 1.0
     mirror: bool = True
     start: str = "mean"
+    anatomy: str | None = None
 
     def __post_init__(self) -> None:
-        for name, choices in (("speed", SPEEDS), ("start", STARTS)):
+        for name, choices in (("speed", SPEEDS), ("start", STARTS), ("anatomy", (None, *ANATOMIES))):
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name.capitalize()} is {' or '.join(choices)}, not {getattr(self, name)!r}.")
+                raise ValueError(
+                    f"{name.capitalize()} is {' or '.join(filter(None, choices))}, not {getattr(self, name)!r}."
+                )
         for name, low, high in (
             ("steps", 1, 1000),
             ("samples", 1, 64),
@@ -282,7 +286,7 @@ def _run(
     pipeline = checkpoint.pipeline
     device, dtype = pipeline.unet.device, pipeline.unet.dtype
     arguments = {
-        "prompt": [prompt_for(direction, settings.contrast)] * len(images),
+        "prompt": [prompt_for(direction, settings.contrast, settings.anatomy or checkpoint.anatomies[0])] * len(images),
         "image": torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(device, dtype),
         "latents": start.latents.to(device, dtype),
         "num_inference_steps": start.steps,

@@ -17,6 +17,7 @@ from mediffuse.image.contours import Thresholds
 from mediffuse.image.intensity import background
 from mediffuse.scan import PLANES, Scan, ScanError, Slice
 from mediffuse.scan.deface import blanked
+from mediffuse.scan.plausibility import likeliest
 from mediffuse.scan.resample import resampled, straightened
 from mediffuse.translate.slices import Settings, Translator, to_model_image, to_slice
 
@@ -91,6 +92,8 @@ def translate_volume(
         raise ValueError(f"{direction} translates {source}, not {scan.modality}")
     checkpoint = translator.checkpoints.get(direction)
     size = checkpoint.size
+    if settings.anatomy is None and len(checkpoint.anatomies) > 1:
+        settings = replace(settings, anatomy=likeliest(scan, checkpoint.anatomies))
     batch_size = passes.batch or (1 if checkpoint.pipeline.device.type == "cpu" else 8)
     upright = straightened(scan)
     head = upright.head_mask()

@@ -20,7 +20,7 @@ from mediffuse.scan import ScanError, Slice, guard
 from mediffuse.translate import Translator
 from mediffuse.translate.checkpoints import CheckpointError, Checkpoints
 from mediffuse.translate.slices import DEFAULT_SIZE
-from mediffuse.ui import about, api, examples, faults, ready, results, store, zero_gpu
+from mediffuse.ui import about, api, examples, faults, ready, results, store, uploads, zero_gpu
 from mediffuse.ui.controls import PRIVATE
 from mediffuse.ui.server import Guard, Page, sweeping
 from mediffuse.ui.slice_tab import SLICE_TABS, SliceTab
@@ -74,6 +74,7 @@ def build() -> gr.Blocks:
     """The demo, ready for `launch(**launch_options())`. Checkpoints load when first used, except on
     ZeroGPU, where they must be placed on CUDA at start."""
     translator = Translator(Checkpoints())
+    uploads.expect(translator.checkpoints.anatomies(*DIRECTIONS))
     if zero_gpu.ACTIVE:
         for direction in DIRECTIONS:
             with contextlib.suppress(CheckpointError):  # its tab will say so; the others work

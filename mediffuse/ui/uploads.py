@@ -14,10 +14,18 @@ from mediffuse.scan import Scan, ScanError, SeveralSeriesError, Slice
 from mediffuse.scan.archive import free_place
 from mediffuse.scan.guard import read_scan
 
+_anatomies: tuple[str, ...] = ("head",)
+
+
+def expect(anatomies: tuple[str, ...]) -> None:
+    """Say which parts of the body the models know: a scan of another is warned of."""
+    global _anatomies  # noqa: PLW0603
+    _anatomies = anatomies
+
 
 @functools.lru_cache(maxsize=2)
 def _read(path: str, changed: int, modality: str, window: str, series: str | None) -> Scan:
-    return read_scan(path, modality, window, series=series)
+    return read_scan(path, modality, window, series=series, anatomies=_anatomies)
 
 
 def forget() -> None:
@@ -68,14 +76,14 @@ def read_volume(paths: list[str] | None, modality: str, series: str | None = Non
         raise ScanError(f"First choose {WITH_ARTICLE[modality]}, or click an example.")
     series = series or None
     if len(paths) == 1:
-        return read_scan(paths[0], modality, series=series)
+        return read_scan(paths[0], modality, series=series, anatomies=_anatomies)
     with tempfile.TemporaryDirectory(prefix="mediffuse-") as folder:
         # Messages, and results, are called after what the visitor chose.
         upload = Path(folder) / f"{Path(paths[0]).name[:60]} and {len(paths) - 1} more"
         upload.mkdir()
         for path in paths:
             shutil.copy(path, free_place(upload, Path(path).name))
-        return read_scan(upload, modality, series=series)
+        return read_scan(upload, modality, series=series, anatomies=_anatomies)
 
 
 def open_volume(paths: list[str] | None, modality: str, series: str | None = None, prefix: str = "") -> Scan:

@@ -397,7 +397,7 @@ def test_another_contrast_in_the_wild_has_no_mean_image(folder, data, tmp_path, 
     assert not any(model == "mean image" for _, model in models)
 
 
-def test_unseen_patients_are_claimed_only_where_that_is_known(folder, data, tmp_path):
+def test_unseen_patients_are_claimed_only_where_that_is_known(folder, data, tmp_path, capsys):
     import hashlib
 
     known = shutil.copytree(folder / "ip2p", tmp_path / "ip2p")
@@ -406,6 +406,8 @@ def test_unseen_patients_are_claimed_only_where_that_is_known(folder, data, tmp_
     given = ["--data", data, "--direction", "ct2mr", "--limit", 1]
     seen = evaluate(tmp_path / "out", *given, "--checkpoint", known)
     assert seen["settings"]["unseen"] is False, "the val split here is a copy of the train split"
+    assert "patients are in the train split, too" in capsys.readouterr().err
+    assert "were trained on, so the figures flatter" in (tmp_path / "out" / "card_ip2p.md").read_text()
     unknown = evaluate(tmp_path / "out", *given, "--checkpoint", folder)
     assert unknown["settings"]["unseen"] is None
 
