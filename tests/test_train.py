@@ -399,8 +399,11 @@ def test_a_decoder_learns_alone(work, tmp_path):
     assert changed == {"decoder", "post_quant_conv"}
 
 
-@pytest.mark.parametrize("kind", ["ip2p", "controlnet"])
-def test_sharp_is_a_unet_of_its_own_beside_the_pipelines(work, contours, tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "part", "weight"),
+    [("ip2p", "unet", "conv_out.weight"), ("controlnet", "controlnet", "controlnet_mid_block.weight")],
+)
+def test_sharp_has_a_part_of_its_own_beside_the_pipelines(work, contours, tmp_path, kind, part, weight):
     from mediffuse.lpips import BUNDLED
 
     given = ["--base", work / kind / kind, "--vae-dir", work / "ae" / "vae", "--sharp", "true", "--steps", 2]
@@ -409,23 +412,23 @@ def test_sharp_is_a_unet_of_its_own_beside_the_pipelines(work, contours, tmp_pat
     folder = tmp_path / "sharp" / kind
     details = json.loads((folder / "mediffuse.json").read_text())
     assert details["speeds"] == ["fast", "sharp", "diffusion"]
-    for part in {"unet", "text_encoder", "controlnet"} & {path.name for path in folder.iterdir()}:
-        name = "model.safetensors" if part == "text_encoder" else "diffusion_pytorch_model.safetensors"
-        before, after = (load_file(root / part / name) for root in (work / kind / kind, folder))
+    for kept in {"unet", "text_encoder", "controlnet"} & {path.name for path in folder.iterdir()}:
+        name = "model.safetensors" if kept == "text_encoder" else "diffusion_pytorch_model.safetensors"
+        before, after = (load_file(root / kept / name) for root in (work / kind / kind, folder))
         assert all(torch.equal(before[k], after[k]) for k in before)
-    own, sharp = (load_file(folder / "unet" / f"diffusion_pytorch_model.{n}safetensors") for n in ("", "sharp."))
+    own, sharp = (load_file(folder / part / f"diffusion_pytorch_model.{n}safetensors") for n in ("", "sharp."))
     assert own.keys() == sharp.keys()
-    assert not torch.equal(own["conv_out.weight"], sharp["conv_out.weight"])
+    assert not torch.equal(own[weight], sharp[weight])
     direction = "contour2mr" if kind == "controlnet" else "ct2mr"
     figures = (tmp_path / "sharp" / "validation.csv").read_text().splitlines()[0].split(",")
     assert {f"{direction}_lpips", f"{direction}_sharpness"} <= set(figures)
     checkpoint = Checkpoints(str(tmp_path / "sharp")).get(direction)
-    assert torch.equal(checkpoint.sharp.conv_out.weight.half(), sharp["conv_out.weight"])
+    assert torch.equal(checkpoint.sharp.get_parameter(weight).half(), sharp[weight])
     # What goes on from it begins where it ended.
     again = [*given, "--base", folder, "--learning-rate", 0, "--output", tmp_path / "again"]
     train("onestep.py", "--config", work / "tiny.yaml", *again)
-    kept = load_file(tmp_path / "again" / kind / "unet" / "diffusion_pytorch_model.sharp.safetensors")
-    assert torch.equal(kept["conv_out.weight"], sharp["conv_out.weight"])
+    kept = load_file(tmp_path / "again" / kind / part / "diffusion_pytorch_model.sharp.safetensors")
+    assert torch.equal(kept[weight], sharp[weight])
 
 
 def test_onestep_on_another_decoder_goes_on_sampling_from_its_own_prediction(work, tmp_path):

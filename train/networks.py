@@ -14,6 +14,7 @@ from diffusers import (
     ControlNetModel,
     DDIMScheduler,
     DiffusionPipeline,
+    ModelMixin,
     StableDiffusionControlNetPipeline,
     StableDiffusionInstructPix2PixPipeline,
     UNet2DConditionModel,
@@ -210,11 +211,11 @@ def load_autoencoder(folder: Path | None) -> AutoencoderKL:
     return AutoencoderKL.from_pretrained(folder)
 
 
-def save_half(pipeline, folder: Path, largest_mib: float = 0, sharp: UNet2DConditionModel | None = None) -> None:
+def save_half(pipeline, folder: Path, largest_mib: float = 0, sharp: ModelMixin | None = None) -> None:
     """Save a copy of a pipeline in fp16; the one in memory stays as it is.
 
     `largest_mib`: no file is larger than this, so parts come in several; 0: a file for each part.
-    `sharp`: the UNet of the sharp variant, saved as that variant beside the pipeline's own.
+    `sharp`: what the sharp variant has of its own, saved as that variant beside the pipeline's.
     """
     own, pipeline.unet = pipeline.unet, plain(pipeline.unet)
     kept = {name: part.dtype for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
@@ -225,7 +226,9 @@ def save_half(pipeline, folder: Path, largest_mib: float = 0, sharp: UNet2DCondi
     pipeline.save_pretrained(folder, max_shard_size=largest)
     if sharp:
         half = copy.deepcopy(plain(sharp)).half()
-        half.save_pretrained(folder / "unet", variant=checkpoints.SHARP, max_shard_size=largest or "10GB")
+        half.save_pretrained(
+            folder / checkpoints.reader(pipeline), variant=checkpoints.SHARP, max_shard_size=largest or "10GB"
+        )
     for name, dtype in kept.items():
         part = getattr(pipeline, name).to(dtype=dtype)
         part.load_state_dict(state[name])

@@ -8,9 +8,10 @@ noise carries nothing, so a step from zero latents is a plain regression, which 
 pixels through the decoder (Garcia et al., arXiv 2409.11355). `keep_share` of the samples go on denoising
 at every timestep, so that the same weights still sample. Writes the pipeline that it was given.
 
-With `sharp` that pipeline stays as it is, and a copy of its UNet (or the sharp variant that it has) is
-trained and saved beside it as that variant: with LPIPS and a patch critic that sees the input too (Isola
-et al., arXiv 1611.07004) in its loss it is realistic where Fast is the mean of what is possible.
+With `sharp` that pipeline stays as it is, and a copy of its part that reads the input, the UNet or the
+ControlNet (or the sharp variant that it has), is trained and saved beside it as that variant: with LPIPS
+and a patch critic that sees the input too (Isola et al., arXiv 1611.07004) in its loss it is realistic
+where Fast is the mean of what is possible.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class OneStepOptions(PixelOptions, DenoisingOptions):
     train_unet: Annotated[bool, "train the UNet of a ControlNet pipeline, too"] = True
     train_decoder: Annotated[bool, "train the autoencoder's decoder, too"] = False
     crop: Annotated[int, "side in pixels of the random part that LPIPS and the critic compare; 0: all"] = 0
-    sharp: Annotated[bool, "train a UNet of the sharp variant's own, and nothing else"] = False
+    sharp: Annotated[bool, "train a UNet, or a ControlNet, of the sharp variant's own, and nothing else"] = False
     critic_share: Annotated[float, "gradient of the critic's verdict over that of the other losses; 0: no critic"] = 0.0
     critic_ramp: Annotated[int, "steps until the critic has that share"] = 300
     keep_share: Annotated[float, "share of samples that go on denoising, by the next three options, too", Share] = 0.2
@@ -133,15 +134,15 @@ def main(argv: list[str] | None = None) -> None:
     if options.crop > dataset.side:
         raise SystemExit(f"error: crop is {options.crop}, and the pictures are {dataset.side} pixels a side.")
     pipeline.text_encoder.requires_grad_(options.train_text_encoder)
-    own, sharp = pipeline.unet, None
+    part, sharp = checkpoints.reader(pipeline), None
+    own = getattr(pipeline, part)
     if options.sharp:
-        for part in (pipeline.unet, pipeline.text_encoder, getattr(pipeline, "controlnet", None)):
-            if part:
-                part.requires_grad_(False)
-        sharp = checkpoints.load_sharp(options.base, torch.float32) or copy.deepcopy(own)
-        pipeline.unet = sharp.requires_grad_(True)
+        for other in (pipeline.unet, pipeline.text_encoder, own):
+            other.requires_grad_(False)
+        sharp = checkpoints.load_sharp(options.base, pipeline, torch.float32) or copy.deepcopy(own)
+        setattr(pipeline, part, sharp.requires_grad_(True))
     denoising = (Contours if contours else Ip2p)(pipeline, options)
-    pipeline.unet = own
+    setattr(pipeline, part, own)
     run = Run(options, OneStep(denoising, options))
 
     def save(output: Path) -> None:

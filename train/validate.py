@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from diffusers import UNet2DConditionModel
 
 from mediffuse.dataset import central_rows, read_rows, rows_for
 from mediffuse.evaluate.predict import Predict, predictor
@@ -55,11 +54,11 @@ def validate_pipeline(
     options: Options,
     directions: list[str],
     thresholds: Thresholds | None = None,
-    sharp: UNet2DConditionModel | None = None,
+    sharp: torch.nn.Module | None = None,
 ) -> dict[str, float]:
     """`validate` of a pipeline, by the very function that the app runs, but without mirror images.
 
-    `sharp`: the UNet of the sharp variant, which is judged then.
+    `sharp`: what the sharp variant has of its own, which is judged then.
     """
     checkpoint = checkpoints.describe(pipeline, sharp=sharp)
     settings = Settings(speed="sharp" if sharp else options.validate_speed, mirror=False)

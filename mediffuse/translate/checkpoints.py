@@ -16,7 +16,7 @@ from mediffuse.image.contours import Thresholds
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import DiffusionPipeline, UNet2DConditionModel
+    from diffusers import DiffusionPipeline, ModelMixin
 
 BUNDLED = Path(__file__).resolve().parents[2] / "assets" / "checkpoints"
 VARIABLE = "MEDIFFUSE_CHECKPOINTS"
@@ -33,7 +33,7 @@ UNTOLD_SPEEDS = ("fast", "diffusion")
 """Of a checkpoint whose mediffuse.json does not tell."""
 
 SHARP = "sharp"
-"""The `variant` under which a checkpoint has the UNet of its sharp variant, beside its own."""
+"""The `variant` under which a checkpoint has `reader` of its sharp variant, beside its own."""
 
 _FAMILY = {"ct2mr": "ip2p", "mr2ct": "ip2p", "contour2mr": "controlnet"}
 _PIPELINES = {
@@ -51,9 +51,9 @@ class Checkpoint:
     """A loaded diffusers pipeline and the facts about it that translation needs.
 
     size: side of its model images in pixels. one_step: whether it was trained so that one
-    trailing step from zero latents is a prediction (v-prediction, zero terminal SNR). sharp: the UNet
-    of that step's sharp variant, None if there is none. mean_noise: standard deviation of the noise on that
-    prediction from which it was trained to sample; None if it was trained from pure noise alone.
+    trailing step from zero latents is a prediction (v-prediction, zero terminal SNR). sharp: what takes
+    the place of `reader` in that step's sharp variant, None if there is none. mean_noise: standard deviation
+    of the noise on that prediction from which it was trained to sample; None if it was trained from pure noise alone.
     """
 
     source: str
@@ -61,7 +61,7 @@ class Checkpoint:
     size: int
     one_step: bool
     thresholds: Thresholds
-    sharp: UNet2DConditionModel | None = None
+    sharp: ModelMixin | None = None
     mean_noise: float | None = None
 
 
@@ -147,7 +147,7 @@ def load(source: str, direction: str) -> Checkpoint:
         if type(pipeline).__name__ == wanted:
             pipeline.to(device)
             pipeline.vae.to(memory_format=torch.channels_last)  # a fifth less time a slice on two AVX2 cores
-            sharp = load_sharp(source, dtype)
+            sharp = load_sharp(source, pipeline, dtype)
             _check_numbers(source, [*pipeline.components.values(), sharp])
             return describe(pipeline, source, sharp.to(device) if sharp else None)
     except CheckpointError:
@@ -197,18 +197,20 @@ def _check_numbers(source: str, parts: Iterable) -> None:
             )
 
 
-def load_sharp(source: str, dtype: torch.dtype) -> UNet2DConditionModel | None:
-    """The UNet of a checkpoint's sharp variant, or None where its mediffuse.json tells of none."""
-    from diffusers import UNet2DConditionModel
+def reader(pipeline: DiffusionPipeline) -> str:
+    """The name of a pipeline's part that reads the input image: its ControlNet, or else its UNet."""
+    return "controlnet" if hasattr(pipeline, "controlnet") else "unet"
 
+
+def load_sharp(source: str, pipeline: DiffusionPipeline, dtype: torch.dtype) -> ModelMixin | None:
+    """`reader` of the sharp variant of a checkpoint that was loaded, None where its mediffuse.json tells of none."""
     if "sharp" not in details(source).get("speeds", UNTOLD_SPEEDS):
         return None
-    return UNet2DConditionModel.from_pretrained(source, subfolder="unet", variant=SHARP, dtype=dtype)
+    part = reader(pipeline)
+    return type(getattr(pipeline, part)).from_pretrained(source, subfolder=part, variant=SHARP, dtype=dtype)
 
 
-def describe(
-    pipeline: DiffusionPipeline, source: str = "memory", sharp: UNet2DConditionModel | None = None
-) -> Checkpoint:
+def describe(pipeline: DiffusionPipeline, source: str = "memory", sharp: ModelMixin | None = None) -> Checkpoint:
     """The facts that translation needs about a pipeline, read from its configs; `sharp` as in `Checkpoint`."""
     pipeline.set_progress_bar_config(disable=True)
     scheduler = pipeline.scheduler.config

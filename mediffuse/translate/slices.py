@@ -17,7 +17,7 @@ from mediffuse.image.intensity import background, clear_air, decode, decode_ct, 
 from mediffuse.image.letterbox import Letterbox
 from mediffuse.machine import half_precision
 from mediffuse.scan import Slice
-from mediffuse.translate.checkpoints import SPEEDS, Checkpoint, CheckpointError, Checkpoints, name_of
+from mediffuse.translate.checkpoints import SPEEDS, Checkpoint, CheckpointError, Checkpoints, name_of, reader
 
 if TYPE_CHECKING:
     import torch
@@ -294,15 +294,17 @@ def _run(
         arguments["controlnet_conditioning_scale"] = float(settings.control)
     else:
         arguments["image_guidance_scale"] = settings.image_guidance
-    trained, unet = pipeline.scheduler, pipeline.unet
+    part = reader(pipeline)
+    trained, own = pipeline.scheduler, getattr(pipeline, part)
     pipeline.scheduler = start.scheduler or trained
     if settings.speed == "sharp":
-        pipeline.unet = checkpoint.sharp
+        setattr(pipeline, part, checkpoint.sharp)
     try:
         with half_precision(device):
             made = pipeline(**arguments).images
     finally:
-        pipeline.scheduler, pipeline.unet = trained, unet
+        pipeline.scheduler = trained
+        setattr(pipeline, part, own)
     if output_type == "latent":
         return made
     made = np.asarray(made, np.float32)

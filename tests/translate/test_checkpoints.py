@@ -44,20 +44,36 @@ def test_missing_folder_names_itself(tmp_path):
         locate("ct2mr", str(tmp_path / "nothing"))
 
 
-@pytest.mark.parametrize("damage", ["cut", "removed", "not json"])
-def test_damaged_checkpoint_is_named_and_the_other_works(folder, tmp_path, damage):
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("cut", "cannot be loaded"),
+        ("removed", "cannot be loaded"),
+        ("not json", "cannot be loaded"),
+        ("no numbers", "weights that are no numbers"),
+        ("one byte", "unet/diffusion_pytorch_model.safetensors is not the file it should be"),
+    ],
+)
+def test_damaged_checkpoint_is_named_and_the_other_works(folder, tmp_path, damage, said):
     broken = tmp_path / "broken"
     shutil.copytree(folder, broken)
     weights = broken / "ip2p" / "unet" / "diffusion_pytorch_model.safetensors"
+    content = weights.read_bytes()
     if damage == "cut":
-        weights.write_bytes(weights.read_bytes()[:1000])
+        weights.write_bytes(content[:1000])
     elif damage == "removed":
         weights.unlink()
+    elif damage == "no numbers":
+        weights.write_bytes(content[:-1000] + b"\xff" * 1000)
+    elif damage == "one byte":
+        write_sums(broken / "ip2p")
+        weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     else:
         (broken / "ip2p" / "unet" / "config.json").write_text("{")
     checkpoints = Checkpoints(str(broken))
-    with pytest.raises(CheckpointError, match="cannot be loaded"):
+    with pytest.raises(CheckpointError, match=said) as caught:
         checkpoints.get("ct2mr")
+    assert str(tmp_path) not in str(caught.value)
     assert checkpoints.get("contour2mr").size == tiny.SIZE
     # Repaired on disk, it loads without a restart.
     shutil.copytree(folder / "ip2p", broken / "ip2p", dirs_exist_ok=True)

@@ -1,5 +1,7 @@
 import copy
 import dataclasses
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from mediffuse.image.intensity import MR_OUTPUT_LIMITS
 from mediffuse.scan import Slice
 from mediffuse.translate import Settings, Translator, checkpoints, generate
 from mediffuse.translate.checkpoints import CheckpointError, Checkpoints
+from mediffuse.translate.slices import TurnLock
 from tests import tiny
 
 
@@ -134,19 +137,21 @@ def test_one_step_is_refused_to_a_model_not_trained_for_it(ct):
         generate(checkpoints.describe(pipeline), "ct2mr", np.zeros((1, 64, 64, 3), np.float32), Settings())
 
 
-def test_sharp_is_another_step_of_a_model_that_knows_it(translator, ct):
+@pytest.mark.parametrize(("direction", "part"), [("ct2mr", "unet"), ("contour2mr", "controlnet")])
+def test_sharp_is_another_step_of_a_model_that_knows_it(translator, ct, direction, part):
     with pytest.raises(CheckpointError, match="no sharp variant"):
-        translator.translate(ct, "ct2mr", Settings("sharp"))
-    known = translator.checkpoints.get("ct2mr")
-    own = known.pipeline.unet
+        translator.translate(ct, direction, Settings("sharp"))
+    known = translator.checkpoints.get(direction)
+    own = getattr(known.pipeline, part)
     knowing = dataclasses.replace(known, sharp=copy.deepcopy(own))
     with torch.no_grad():
-        knowing.sharp.conv_out.weight.mul_(0.5)
+        for parameter in knowing.sharp.parameters():
+            parameter.add_(0.05)
     images = np.random.default_rng(0).random((1, 64, 64, 3), np.float32)
-    sharp, again = (generate(knowing, "ct2mr", images, Settings("sharp", seed=s)) for s in (1, 2))
+    sharp, again = (generate(knowing, direction, images, Settings("sharp", seed=s)) for s in (1, 2))
     np.testing.assert_array_equal(sharp, again)
-    assert np.abs(sharp - generate(knowing, "ct2mr", images, Settings(mirror=False))).max() > 0
-    assert known.pipeline.unet is own
+    assert np.abs(sharp - generate(knowing, direction, images, Settings(mirror=False))).max() > 0
+    assert getattr(known.pipeline, part) is own
 
 
 @pytest.mark.parametrize("mean_noise", [None, 0.2])
@@ -187,3 +192,32 @@ def test_bfloat16_changes_a_picture_by_little(translator, ct, monkeypatch):
     monkeypatch.setenv("MEDIFFUSE_PRECISION", "int8")
     with pytest.raises(ValueError, match="MEDIFFUSE_PRECISION is auto, float32, bfloat16"):
         translator.translate(ct, "ct2mr")
+
+
+def test_who_waits_gets_the_turn_before_who_takes_it_again():
+    lock, order = TurnLock(), []
+
+    def wait(name: str) -> None:
+        with lock:
+            order.append(name)
+
+    threads = [threading.Thread(target=wait, args=(name,)) for name in "abc"]
+    with lock:
+        for place, thread in enumerate(threads, 2):
+            thread.start()
+            while len(lock._line) < place:
+                time.sleep(0.001)
+        order.append("first")
+    with lock:
+        order.append("again")
+    for thread in threads:
+        thread.join()
+    assert order == ["first", "a", "b", "c", "again"]
+
+
+def test_a_failure_gives_the_turn_back():
+    lock = TurnLock()
+    with pytest.raises(KeyboardInterrupt), lock:
+        raise KeyboardInterrupt
+    with lock:
+        pass

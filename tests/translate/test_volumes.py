@@ -160,3 +160,18 @@ def test_one_oblique_slice_and_a_slab_stay_on_their_own_axes(translator, ct):
     np.testing.assert_allclose(made.voxels, straight.voxels, atol=0.6)
     slab = replace(ct, voxels=ct.voxels[:, :, 5:15], affine=turn @ ct.affine)
     assert straightened(slab) is slab
+
+
+def test_a_volume_ends_inside_a_slice(translator, ct):
+    steps, slices = [], []
+
+    def on_step():
+        steps.append(len(slices))
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+
+    settings = Settings("diffusion", steps=3, start="noise")
+    with pytest.raises(KeyboardInterrupt):
+        translate_volume(translator, ct, "ct2mr", settings, on_slices=lambda *_: slices.append(1), on_step=on_step)
+    assert steps == [0, 0, 0, 1, 1]
+    assert translator.translate(ct.slice("axial", 9), "ct2mr").pixels.any()
