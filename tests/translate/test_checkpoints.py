@@ -80,29 +80,6 @@ def test_damaged_checkpoint_is_named_and_the_other_works(folder, tmp_path, damag
     assert checkpoints.get("ct2mr").one_step
 
 
-def test_weights_that_are_no_numbers_are_refused(folder, tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    broken = tmp_path / "ip2p"
-    shutil.copytree(folder / "ip2p", broken)
-    weights = broken / "unet" / "diffusion_pytorch_model.safetensors"
-    values = load_file(weights)
-    values["conv_out.weight"][0] = float("nan")
-    save_file(values, weights, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match="weights that are no numbers"):
-        load(str(broken), "ct2mr")
-
-
-def test_weights_that_are_not_those_of_their_hashes_are_refused(folder, tmp_path):
-    broken = tmp_path / "ip2p"
-    shutil.copytree(folder / "ip2p", broken)
-    write_sums(broken)
-    assert load(str(broken), "ct2mr").one_step
-    tiny.change(broken / "unet")
-    with pytest.raises(CheckpointError, match=r"unet/.*\.safetensors is not the file it should be"):
-        load(str(broken), "ct2mr")
-
-
 def test_the_wrong_kind_is_refused(folder):
     with pytest.raises(CheckpointError, match="this tab needs"):
         load(str(folder / "controlnet"), "ct2mr")
