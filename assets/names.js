@@ -1,5 +1,5 @@
-// What Gradio leaves without a name or without keys: a picture is called what stands above it, and the handle between
-// two pictures follows the arrow keys.
+// What Gradio leaves without a name, without keys or without its place: a picture is called what stands above it, the
+// handle between two pictures follows the arrow keys, and a link to a place in the page leads there.
 () => {
   const nameOf = (element) => element.closest(".block")?.querySelector('[data-testid="block-label"]')?.innerText.trim();
 
@@ -53,6 +53,15 @@
     event.preventDefault();
     next.focus();
     next.click();
+  });
+
+  // Gradio's page has a <base>, against which "#place" would be another page.
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest?.('a[href^="#"]');
+    const place = link && document.getElementById(link.getAttribute("href").slice(1));
+    if (!place) return;
+    event.preventDefault();
+    place.scrollIntoView();
   });
 
   let waiting = 0;

@@ -146,7 +146,7 @@ def test_sweeps_and_uncertainty_are_measured(full):
 def test_report_stands_alone_and_shows_every_figure(full):
     output, _ = full
     page = (output / "report.html").read_text()
-    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
     drawn = {p.stem for p in (output / "figures").glob("*.png")}
     assert drawn == {p.stem for p in (output / "figures").glob("*.svg")}
     assert drawn == set(re.findall(r'<figure id="(\w+)">', page))
