@@ -113,7 +113,7 @@ def described(info: dict) -> dict:
     for endpoint in info["named_endpoints"].values():
         for parameter in endpoint["parameters"]:
             name = parameter["parameter_name"]
-            text = PARAMETERS[name]
+            text = PARAMETERS.get(name, "")
             parameter["type"] = {**parameter["type"], "description": text}
             parameter["python_type"] = {**parameter["python_type"], "description": text}
             if name in REQUIRED:
