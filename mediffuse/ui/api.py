@@ -46,7 +46,7 @@ PARAMETERS = {
     "shown": "Which HU window a picture of a CT shows; auto guesses it.",
     "view": "The window in which a CT is shown in the pictures that come back.",
     "pair": "Which two pictures are laid on each other.",
-    "speed": "fast (one step, closest to a real scan, smooth), sharp (one step, may invent detail; where the checkpoint "
+    "speed": "fast (one step, closest to a real scan, smooth), sharp (one step, may invent detail; where the model "
     "knows it) or diffusion (sampled, may invent detail).",
     "steps": "Steps of diffusion.",
     "samples": "Samples of diffusion; from 2 on their mean and an uncertainty map come back.",
