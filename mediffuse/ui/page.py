@@ -117,6 +117,7 @@ def launch_options() -> dict:
         "enable_monitoring": False,
         "max_file_size": MAX_UPLOAD,
         "footer_links": ["api"],
+        "_frontend": False,  # or a page that takes over 3 s to answer itself, on a busy machine, is not served
         "ssr_mode": False,  # Node would answer in front of `Guard`
         "state_session_capacity": SESSIONS,
         "app_kwargs": {"middleware": [Middleware(Guard)], "lifespan": sweeping},
