@@ -19,7 +19,7 @@ from mediffuse.scan import Scan, SeveralSeriesError, Slice
 from mediffuse.translate import Translation, Translator
 from mediffuse.translate.checkpoints import Checkpoints
 from mediffuse.translate.slices import to_slice
-from mediffuse.ui import controls, ready, runs, store
+from mediffuse.ui import controls, ready, runs, store, truths
 from mediffuse.ui.asked import SPEED_CHOICES, AskedContours, AskedSlice, parameters
 from mediffuse.ui.batch import Batch
 from mediffuse.ui.contour_controls import ContourControls
@@ -191,12 +191,8 @@ class SliceControls:
             height=120,
             elem_id=f"{name}-truth",
         )
-        self.components["truth_contrast"] = gr.Radio(
-            [("what its file tells", "auto"), *((text, text) for text in CONTRASTS), ("another", "other")],
-            value="auto",
-            label="Contrast of the real MRI",
-            visible=self.options.target == "MR" and first is not None,
-            elem_id=f"{name}-truth-contrast",
+        self.components["truth_contrast"] = truths.contrast_choice(
+            name, visible=self.options.target == "MR" and first is not None
         )
 
 
@@ -214,7 +210,7 @@ class SliceTab:
         gr.Markdown(options.about, elem_classes="about")
         self.controls = SliceControls(options, self.ready)
         self.controls.scan()
-        self.bar = controls.Bar(options.direction, status(_MADE_BEFORE) if opening else "")
+        self.bar = controls.Bar(options.direction, status(ready.MADE_BEFORE) if opening else "")
         self.contours: ContourControls | None = None
         with gr.Row(elem_classes="work"):
             self.controls.settings(translator.checkpoints.speeds(options.direction))
@@ -521,7 +517,7 @@ class SliceTab:
             return gr.skip()
         if state == OPENED:
             if self.ready.number_of(asked) is not None:
-                return status(_MADE_BEFORE)
+                return status(ready.MADE_BEFORE)
             if asked.scan != str(self.options.examples[0].scan):
                 return gr.skip()
         elif state.is_of(asked):
@@ -668,9 +664,6 @@ class SliceTab:
         return {self.panel.input: slice_picture(self._slice(asked), asked.view)}
 
 
-_MADE_BEFORE = "An example, translated beforehand by Fast. Press Translate to do it again."
-
-
 def _said(result: SliceResult, asked: AskedSlice) -> str:
     """What there is to say of a result."""
     return " ".join([_done(result), *result.warnings(asked.truth)])
@@ -678,7 +671,7 @@ def _said(result: SliceResult, asked: AskedSlice) -> str:
 
 def _done(result: SliceResult) -> str:
     if result.beforehand:
-        return _MADE_BEFORE
+        return ready.MADE_BEFORE
     settings = result.translation.settings
     text = f"Done in {result.translation.seconds:.2f} s"
     if SPEED_CHOICES[settings.speed].sampled:
