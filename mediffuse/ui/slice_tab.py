@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import gradio as gr
@@ -291,6 +292,8 @@ class SliceTab:
         self.bar.on_wait(SLICES)
         running = self.bar.go.click(self.run, **self.run_options, api_name=self.options.api)
         self.bar.clear_after(running)
+        # Settings may have been changed meanwhile.
+        self._mark_after(running.success)
         at_once = [self.components[name].input for name in ("contrast", "speed")]
         if self.contours:
             at_once += self.contours.released
@@ -385,8 +388,10 @@ class SliceTab:
         changing = [self.components[name] for name in names]
         if self.contours:
             changing += self.contours.components.values()
-        gr.on(
-            [component.input for component in changing],
+        self._mark_after(partial(gr.on, [component.input for component in changing]))
+
+    def _mark_after(self, event: Callable[..., Dependency]) -> None:
+        event(
             self.mark,
             self.state,
             self.bar.line,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import gradio as gr
@@ -243,7 +244,7 @@ class VolumeTab:
             self.components["direction"].input(self.change_direction, **loading),
             self.controls.turn.click(self.turn, **loading),
             *(
-                button.click(lambda direction=direction, **values: self.choose(direction, **values), **loading)
+                button.click(partial(self.choose, direction), **loading)
                 for direction, button in self.controls.example_buttons.items()
             ),
         ]
@@ -268,9 +269,7 @@ class VolumeTab:
     def _on_settings(self) -> None:
         """Mark what is shown as old while it is not what is asked for."""
         names = ("contrast", "speed", "start", *VOLUME_OPTIONS, "seed", "planes", "mirror")
-        self._mark_after(
-            lambda *args, **options: gr.on([self.components[name].input for name in names], *args, **options)
-        )
+        self._mark_after(partial(gr.on, [self.components[name].input for name in names]))
 
     def _mark_after(self, event: Callable[..., Dependency]) -> None:
         event(
@@ -296,19 +295,22 @@ class VolumeTab:
         }
 
     def _no_truth(self) -> Values:
-        return {self.components["truth"]: None, self.components["truth_contrast"]: gr.Radio(truths.AUTO, visible=False)}
+        return {
+            self.components["truth"]: None,
+            self.components["truth_contrast"]: gr.Radio(value=truths.AUTO, visible=False),
+        }
 
-    def choose(self, direction: str, **values) -> Iterator[Values]:
+    def choose(self, which: str, **values) -> Iterator[Values]:
         """Show the example of a direction, with its result if that was made beforehand for what is asked."""
-        made_before = self.ready[direction]
+        made_before = self.ready[which]
         of_example = {name: getattr(made_before.asked, name) for name in ("paths", "truth", "truth_contrast", "series")}
-        asked = replace(AskedVolume(**values), direction=direction, **of_example)
+        asked = replace(AskedVolume(**values), direction=which, **of_example)
         chosen = {
             **self._forget(),
-            self.components["direction"]: direction,
+            self.components["direction"]: which,
             self.components["paths"]: asked.paths,
             self.components["truth"]: asked.truth,
-            self.components["truth_contrast"]: gr.Radio(truths.AUTO, visible=modalities(direction)[1] == "MR"),
+            self.components["truth_contrast"]: gr.Radio(value=truths.AUTO, visible=modalities(which)[1] == "MR"),
         }
         if ready_one := made_before.find(asked):
             yield {**chosen, **self.panel.show(ready_one), self.bar.line: status(ready.MADE_BEFORE)}
