@@ -39,7 +39,7 @@ CAPTIONS = {
     "body's pixels of rising deviation. Below: error of the rest when pixels are removed. Means over images.",
     "losses": "Training loss of all stages (thin: as logged; thick: running median). Stages differ in their loss "
     "terms: compare shapes, not levels.",
-    "sweep": "Quality of diffusion (protocol paper) and its time against the {}; {} images.",
+    "sweep": "Quality of {} (protocol paper) and its time against the {}; {} images.",
 }
 
 
@@ -311,9 +311,13 @@ def _draw(results: Results, groups: list[tuple], output: Path) -> list[Drawn]:
                     add(group, name, figure, CAPTIONS["sheet"].format(title))
         add(group, f"uncertainty_{tag}", figures.uncertainty(results, *group), CAPTIONS["uncertainty"])
     add(None, "losses", figures.losses(results), CAPTIONS["losses"])
-    for over, word in (("steps", "number of steps"), ("guidance", "guidance scale")):
+    for over, what in (
+        ("steps", ("diffusion", "number of steps")),
+        ("guidance", ("diffusion", "guidance scale")),
+        ("thresholds", ("MRI from contours", "Canny thresholds")),
+    ):
         count = results.sweeps[0]["n_images"] if results.sweeps else 0
-        add(None, f"sweep_{over}", figures.sweep(results, over), CAPTIONS["sweep"].format(word, count))
+        add(None, f"sweep_{over}", figures.sweep(results, over), CAPTIONS["sweep"].format(*what, count))
     return drawn
 
 
@@ -321,10 +325,10 @@ def _save(figure: Figure, output: Path, name: str) -> str:
     """Save a figure as PNG and SVG; for the page, a smaller WebP as a data URI."""
     from matplotlib import pyplot
 
-    path = output / "figures" / f"{name}.png"
-    figure.savefig(path, dpi=150)
     # Without a date, so that the same results give the same file.
-    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    for end, options in ((".png", {"dpi": 150}), (".svg", {"metadata": {"Date": None}})):
+        with files.complete(output / "figures" / f"{name}{end}") as part:
+            figure.savefig(part, **options)
     page = io.BytesIO()
     figure.savefig(page, format="webp", dpi=110, pil_kwargs={"quality": 88})
     pyplot.close(figure)

@@ -188,7 +188,7 @@ def serve(demo: gr.Blocks, argv: Sequence[str] | None = None) -> None:
     """Serve the page as the command line says, until the process is ended."""
     options = command_line(argv)
     store.leave_on_sigterm()
-    with faults.said():
+    with faults.end_with_a_sentence():
         store.take_all_temporary_files()
         guard.warm_up()
         if not zero_gpu.ACTIVE:  # where it is, they are loaded, and run in another process

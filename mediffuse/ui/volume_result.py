@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -29,6 +30,9 @@ from mediffuse.ui.controls import Values, score_table
 from mediffuse.ui.uploads import open_volume
 from mediffuse.ui.viewer import Layer
 from mediffuse.ui.words import EXPLAINED, MODALITY_TITLES, UNITS, score_row, scores_in_words
+
+_looking = threading.Lock()
+"""A face is sought by one visitor at a time: a scan that is shown without it waits in no queue for volumes."""
 
 _ROLES = {"input": "Input", "made": "Synthetic", "truth": "Real"}
 
@@ -107,7 +111,8 @@ def face_of(scan: Scan, asked: AskedVolume) -> np.ndarray | None:
     if not asked.deface:
         return None
     try:
-        return face_mask(scan)
+        with _looking:
+            return face_mask(scan)
     except ScanError as error:
         raise gr.Error(str(error), duration=None, print_exception=False) from error
 
