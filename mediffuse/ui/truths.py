@@ -42,4 +42,5 @@ def not_scored(real: str | None, made: str) -> str:
 
 def titled(title: str, modality: str, contrast: str | None) -> str:
     """`title` with the contrast, if it is of an MRI."""
-    return title if modality == "CT" else f"{title} ({contrast or 'contrast not known'})"
+    told = {None: "contrast not known", OTHER: "another contrast"}.get(contrast, contrast)
+    return title if modality == "CT" else f"{title} ({told})"
