@@ -37,7 +37,9 @@ _PRIMARY = gr.themes.Color(
 )  # fmt: skip
 THEME = gr.themes.Soft(
     primary_hue=_PRIMARY, font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-).set(body_text_color_subdued="*neutral_600", link_text_color_dark="*secondary_300")
+).set(
+    body_text_color_subdued="*neutral_600", link_text_color_dark="*secondary_300", checkbox_border_color="*neutral_500"
+)
 
 _INTRO = """# Mediffuse: head CT to MRI, and MRI to CT
 **Research use only, not for diagnosis.** Every picture made here is synthetic: it shows what a model
