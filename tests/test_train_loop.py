@@ -204,9 +204,9 @@ def test_memory_is_saved_with_the_same_steps(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
-def test_sharded_weights_are_refused_in_a_sentence(tmp_path, monkeypatch, name):
+def test_weights_are_sharded_here_and_not_by_accelerate(tmp_path, monkeypatch, name):
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    with pytest.raises(OptionError, match=f"{name} splits the weights"):
+    with pytest.raises(OptionError, match=f"accelerate's {name} .*--shard true"):
         fit(tmp_path, steps=1)
 
 
@@ -215,6 +215,7 @@ def test_options_that_need_others_say_so(tmp_path, monkeypatch):
     for options, sentence in (
         ({"patience": 1}, "patience needs best"),
         ({"best": "ct2mr_psnr", "validate_images": 0}, "best needs validations"),
+        ({"shard": True}, "shard: there is one process"),
         ({"trackers": ["wandb"]}, "needs the package wandb"),
         ({"push_to_hub": "a/b/c"}, "should be a hub id"),
         ({"push_to_hub": "me/heads"}, "needs a token"),

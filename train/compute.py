@@ -14,14 +14,13 @@ from transformers import PreTrainedModel
 from train.options import OptionError, Options
 
 
-def refuse_sharding() -> None:
-    """Raises OptionError under FSDP or DeepSpeed: averaged weights and checkpoints here want whole parameters."""
+def refuse_others_sharding() -> None:
+    """Raises OptionError where accelerate is to split the weights: train/sharding.py does."""
     for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in {"1", "true"}:
             raise OptionError(
-                f"{name} splits the weights over the processes, and their average and the checkpoints need them whole. "
-                "Launch with train/configs/accelerate/ddp.yaml, and save memory with gradient_checkpointing, "
-                "optimizer: adamw8bit, ema_on_cpu or lora_rank."
+                f"accelerate's {name} is not for these trainers, which split the weights over the processes "
+                "themselves: launch with train/configs/accelerate/ddp.yaml, and give --shard true."
             )
 
 

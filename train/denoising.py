@@ -58,6 +58,7 @@ class Denoising(torch.nn.Module):
         self.vae, self.text_encoder, self.unet = pipeline.vae, pipeline.text_encoder, pipeline.unet
         self.tokenizer, self.options = pipeline.tokenizer, options
         self.scheduler = pipeline.scheduler = schedule(options.prediction)
+        self.uneven = options.mean_share > 0  # a batch has one more prediction, or not
         self.vae.requires_grad_(False).eval()
         if options.lora_rank:
             networks.add_lora(self.unet, options.lora_rank)

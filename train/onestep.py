@@ -59,6 +59,7 @@ class OneStep(torch.nn.Module):
     def __init__(self, denoising: Denoising, options: OneStepOptions) -> None:
         super().__init__()
         self.denoising, self.options, self.compare = denoising, options, PixelLoss(options)
+        self.uneven = not options.sharp and 0 < options.keep_share < 1  # a batch may have samples of one kind alone
         self.critic = Critic() if options.critic_share else None
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))
         for part in (denoising.vae.decoder, denoising.vae.post_quant_conv):
