@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mediffuse.dataset import DatasetError
 from mediffuse.scan import Slice
@@ -500,6 +500,16 @@ def test_sharp_has_a_part_of_its_own_beside_the_pipelines(work, contours, tmp_pa
     train("onestep.py", "--config", work / "tiny.yaml", *again)
     kept = load_file(tmp_path / "again" / kind / part / "diffusion_pytorch_model.sharp.safetensors")
     assert torch.equal(kept[weight], sharp[weight])
+    # What it learnt is added to other weights of Fast.
+    moved = tmp_path / "moved"
+    shutil.copytree(work / kind / kind, moved)
+    weights = load_file(moved / part / "diffusion_pytorch_model.safetensors")
+    weights[weight] += 1
+    save_file(weights, moved / part / "diffusion_pytorch_model.safetensors")
+    given = [*given, "--base", moved, "--sharp-from", folder, "--learning-rate", 0]
+    train("onestep.py", "--config", work / "tiny.yaml", *given, "--output", tmp_path / "added")
+    added = load_file(tmp_path / "added" / kind / part / "diffusion_pytorch_model.sharp.safetensors")
+    assert torch.allclose(added[weight], sharp[weight] + 1, atol=2e-3)
 
 
 def test_onestep_on_another_decoder_goes_on_sampling_from_its_own_prediction(work, tmp_path):

@@ -53,6 +53,13 @@ def controlnet():
     return networks.controlnet_pipeline(vae, text, tokenizer, unet, networks.controlnet(unet, [4, 8, 8, 8]))
 
 
+def strengthen(net) -> None:
+    """A fresh ControlNet adds nothing (its last convolutions are zero): give it something to add."""
+    for block in [*net.controlnet_down_blocks, net.controlnet_mid_block]:
+        block.weight.data.fill_(0.1)
+    net.controlnet_cond_embedding.conv_out.weight.data.fill_(0.1)
+
+
 def modules(pipeline) -> list[torch.nn.Module]:
     return [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
 

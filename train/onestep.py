@@ -43,6 +43,7 @@ class OneStepOptions(PixelOptions, DenoisingOptions):
     train_decoder: Annotated[bool, "train the autoencoder's decoder, too"] = False
     crop: Annotated[int, "side in pixels of the random part that LPIPS and the critic compare; 0: all"] = 0
     sharp: Annotated[bool, "train a UNet, or a ControlNet, of the sharp variant's own, and nothing else"] = False
+    sharp_from: Annotated[str, "a pipeline whose Sharp less its Fast is added to Fast to begin with"] = ""
     critic_share: Annotated[float, "gradient of the critic's verdict over that of the other losses; 0: no critic"] = 0.0
     critic_ramp: Annotated[int, "steps until the critic has that share"] = 300
     keep_share: Annotated[float, "share of samples that go on denoising, by the next three options, too", Share] = 0.2
@@ -108,6 +109,29 @@ class OneStep(torch.nn.Module):
         return vae.decode(latents).sample.float(), target.float(), source.float()
 
 
+def first_sharp(options: OneStepOptions, pipeline) -> torch.nn.Module:
+    """What the sharp variant of `pipeline` begins with: that which it has, else Fast, or what `sharp_from` adds to it.
+
+    Differences between weights that were trained from each other can be added to their relatives (task arithmetic:
+    Ilharco et al., arXiv 2212.04089).
+    """
+    part = checkpoints.reader(pipeline)
+    if not options.sharp_from:
+        own = checkpoints.load_sharp(options.base, pipeline, torch.float32)
+        return own or copy.deepcopy(getattr(pipeline, part))
+    other = networks.load_pipeline(options.sharp_from)
+    sharp = checkpoints.load_sharp(options.sharp_from, other, torch.float32)
+    if sharp is None:
+        raise SystemExit(f"error: sharp_from is {options.sharp_from}, which has no sharp variant.")
+    first = copy.deepcopy(getattr(pipeline, part))
+    fast, sharp = getattr(other, part, torch.nn.Module()).state_dict(), sharp.state_dict()
+    for name, weight in first.state_dict().items():
+        if name not in fast or fast[name].shape != weight.shape:
+            raise SystemExit(f"error: sharp_from is {options.sharp_from}, which has another layout than the base.")
+        weight.add_(sharp[name] - fast[name])
+    return first
+
+
 def main(argv: list[str] | None = None) -> None:
     options = parse_options(OneStepOptions, "onestep", argv, __doc__)
     if not options.base:
@@ -140,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.sharp:
         for other in (pipeline.unet, pipeline.text_encoder, own):
             other.requires_grad_(False)
-        sharp = checkpoints.load_sharp(options.base, pipeline, torch.float32) or copy.deepcopy(own)
+        sharp = first_sharp(options, pipeline)
         setattr(pipeline, part, sharp.requires_grad_(True))
     denoising = (Contours if contours else Ip2p)(pipeline, options)
     setattr(pipeline, part, own)

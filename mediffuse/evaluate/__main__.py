@@ -80,9 +80,22 @@ def parser() -> argparse.ArgumentParser:
         default=1,
         help="of diffusion; from 2 on also their mean and its uncertainty (not on train)",
     )
-    add("--sweep", type=_at_least(0), default=0, metavar="N", help="also other steps and guidance scales, on N images")
+    add(
+        "--sweep",
+        type=_at_least(0),
+        default=0,
+        metavar="N",
+        help="also other steps, guidance, thresholds, on N images",
+    )
     add("--sweep-steps", type=_at_least(1), nargs="+", default=[2, 5, 10, 20, 50])
     add("--sweep-guidance", type=float, nargs="+", default=[1.0, 1.5, 3.0, 7.5])
+    add(
+        "--sweep-thresholds",
+        type=float,
+        nargs="+",
+        default=[0.25, 0.5, 1.0, 1.5, 2.0],
+        help="of the contours, times the checkpoint's own; in one step",
+    )
     add("--fid", type=Path, metavar="FILE", help="torch-fidelity's InceptionV3 weights (.pth): FID too")
     add("--no-pictures", action="store_true", help="leave pictures of --data out of the report: it may be published")
     add("--again", action="store_true", help="measure nothing: lay out the report that is in --output anew")

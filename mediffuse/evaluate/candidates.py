@@ -38,7 +38,7 @@ class Model:
 
     speed: "fast", "sharp" or "diffusion", or "none" for a baseline without checkpoint. load: gives the
     predictor, when first needed. identity: changes whenever the predictions might. source: the checkpoint's folder
-    or hub id, empty for a baseline.
+    or hub id, empty for a baseline. thresholds: the contours' over the checkpoint's own.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Model:
     identity: str
     source: str = ""
     settings: Settings = field(default_factory=Settings)
+    thresholds: float = 1.0
     facts: TrainingFacts = field(default_factory=TrainingFacts)
 
     @property
@@ -156,23 +157,35 @@ class Sources:
             for change in changes
         ]
 
-    def _model(self, name: str, direction: str, speed: str, source: str, settings: Settings) -> Model:
+    def threshold_sweeps(self, speeds: list[str], factors: Sequence[float]) -> list[Model]:
+        """Each contour checkpoint at its thresholds times other factors, by one step."""
+        direction = "contour2mr"
+        return [
+            self._model(model.name, direction, model.speed, model.source, model.settings, factor)
+            for model in self.models(direction, [s for s in speeds if s != "diffusion"], Settings())
+            if not model.name.startswith((DIRECT, "zero-shot"))
+            for factor in factors
+        ]
+
+    def _model(
+        self, name: str, direction: str, speed: str, source: str, settings: Settings, thresholds: float = 1.0
+    ) -> Model:
         # One step from zero latents has no other settings.
         settings = dataclasses.replace(settings if speed == "diffusion" else Settings(), speed=speed)
         identity = f"{fingerprint(source)} {dataclasses.asdict(settings)}"
+        identity += f" thresholds x {thresholds:g}" if thresholds != 1 else ""
+        load = self._loader(source, direction, settings, thresholds)
         facts = training_facts(source)
-        return Model(
-            name, direction, speed, self._loader(source, direction, settings), identity, source, settings, facts
-        )
+        return Model(name, direction, speed, load, identity, source, settings, thresholds, facts)
 
-    def _loader(self, source: str, direction: str, settings: Settings) -> Callable[[], Predict]:
+    def _loader(self, source: str, direction: str, settings: Settings, thresholds: float) -> Callable[[], Predict]:
         def load() -> Predict:
             if direct.is_direct(Path(source)):
                 return direct_predictor(self._keep((source,), lambda: direct.load(source)), direction)
             # InstructPix2Pix is one pipeline for two directions.
             key = source, direction == "contour2mr"
             checkpoint = self._keep(key, lambda: checkpoints.load(source, direction))
-            return predictor(checkpoint, direction, settings)
+            return predictor(checkpoint, direction, settings, checkpoint.thresholds.times(thresholds))
 
         return load
 

@@ -196,15 +196,17 @@ def _flagged(truths: Truths, shifts: _Shifts) -> list[FlaggedPair]:
 
 
 def _sweep_row(swept: _Measured) -> SweepRow:
-    records = swept.records
+    records, sampled = swept.records, swept.model.speed == "diffusion"
     scores = [s for r in records for s in r["scores"] if s["protocol"] == "paper"]
     return SweepRow(
         dataset=swept.pairs.dataset,
         split=swept.pairs.split,
         direction=swept.model.direction,
         model=swept.model.name,
-        steps=swept.model.settings.steps,
-        guidance=swept.model.settings.guidance,
+        speed=swept.model.speed,
+        steps=swept.model.settings.steps if sampled else None,
+        guidance=swept.model.settings.guidance if sampled else None,
+        thresholds=swept.model.thresholds,
         n_images=len(records),
         psnr=float(np.mean([s["psnr"] for s in scores])),
         ssim=float(np.mean([s["ssim"] for s in scores])),

@@ -115,24 +115,29 @@ def losses(results: Results) -> Figure | None:
     return figure
 
 
+_SWEPT = {"steps": "Steps", "guidance": "Guidance scale", "thresholds": "Thresholds over the checkpoint's own"}
+
+
 @_styled
 def sweep(results: Results, over: str) -> Figure | None:
-    """PSNR and SSIM against the number of steps, or the guidance scale, of diffusion."""
+    """PSNR and SSIM against the `steps` or the `guidance` scale of diffusion, or the `thresholds` of contours."""
     table = pd.DataFrame(results.sweeps)
     if table.empty:
         return None
-    other = {"steps": "guidance", "guidance": "steps"}[over]
-    table = table[table[other] == results.settings[other]]
+    table = table[table["steps"].isna() == (over == "thresholds")]
+    if other := {"steps": "guidance", "guidance": "steps"}.get(over):
+        table = table[table[other] == results.settings[other]]
     if table[over].nunique() < 2:
         return None
     figure, axes = _subplots(1, 3, figsize=(11, 3.4))
-    lines = table.sort_values(over).drop_duplicates(["direction", "model", over])
-    for (direction, model), line in lines.groupby(["direction", "model"], sort=False):
-        name = f"{title_of(model)}: {DIRECTION_TITLES[direction]}"
+    which = ["direction", "model", "speed"]
+    lines = table.sort_values(over).drop_duplicates([*which, over])
+    for (direction, model, speed), line in lines.groupby(which, sort=False):
+        name = f"{title_of(model, 'none' if speed == 'diffusion' else speed)}: {DIRECTION_TITLES[direction]}"
         for axis, column in zip(axes[0], ("psnr", "ssim", "seconds_per_image"), strict=True):
             axis.plot(line[over], line[column], marker="o", markersize=4, label=name)
     for axis, label in zip(axes[0], ("PSNR (dB)", "SSIM", "Seconds per image"), strict=True):
-        axis.set(xlabel={"steps": "Steps", "guidance": "Guidance scale"}[over], ylabel=label, xscale="log")
+        axis.set(xlabel=_SWEPT[over], ylabel=label, xscale="log")
         ticks = sorted(table[over].unique())
         axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
         axis.minorticks_off()

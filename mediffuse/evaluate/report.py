@@ -39,7 +39,7 @@ CAPTIONS = {
     "body's pixels of rising deviation. Below: error of the rest when pixels are removed. Means over images.",
     "losses": "Training loss of all stages (thin: as logged; thick: running median). Stages differ in their loss "
     "terms: compare shapes, not levels.",
-    "sweep": "Quality of diffusion (protocol paper) and its time against the {}; {} images.",
+    "sweep": "Quality of {} (protocol paper) and its time against the {}; {} images.",
 }
 
 
@@ -311,9 +311,13 @@ def _draw(results: Results, groups: list[tuple], output: Path) -> list[Drawn]:
                     add(group, name, figure, CAPTIONS["sheet"].format(title))
         add(group, f"uncertainty_{tag}", figures.uncertainty(results, *group), CAPTIONS["uncertainty"])
     add(None, "losses", figures.losses(results), CAPTIONS["losses"])
-    for over, word in (("steps", "number of steps"), ("guidance", "guidance scale")):
+    for over, what in (
+        ("steps", ("diffusion", "number of steps")),
+        ("guidance", ("diffusion", "guidance scale")),
+        ("thresholds", ("MRI from contours", "Canny thresholds")),
+    ):
         count = results.sweeps[0]["n_images"] if results.sweeps else 0
-        add(None, f"sweep_{over}", figures.sweep(results, over), CAPTIONS["sweep"].format(word, count))
+        add(None, f"sweep_{over}", figures.sweep(results, over), CAPTIONS["sweep"].format(*what, count))
     return drawn
 
 

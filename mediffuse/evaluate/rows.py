@@ -132,14 +132,19 @@ class SignedRankTest(TypedDict):
 
 
 class SweepRow(TypedDict):
-    """Diffusion with other settings, on a few images: means over images, by protocol "paper"; psnr in dB."""
+    """A model with other settings, on a few images: means over images, by protocol "paper"; psnr in dB.
+
+    thresholds: of contours, over the checkpoint's own. steps, guidance: None in one step, where thresholds change.
+    """
 
     dataset: str
     split: str
     direction: str
     model: str
-    steps: int
-    guidance: float
+    speed: str
+    steps: int | None
+    guidance: float | None
+    thresholds: float
     n_images: int
     psnr: float
     ssim: float

@@ -18,7 +18,7 @@ from mediffuse.translate import Settings
 
 @dataclass
 class Workload:
-    """What is to be measured. sweeps: diffusion with other settings, on a few of the pairs.
+    """What is to be measured. sweeps: with other settings, on a few of the pairs.
 
     data: --data as it is prepared, if it was given. splits: of it. warnings: of what was left out, for the user.
     """
@@ -118,6 +118,8 @@ def _add_split(work: Workload, choice: _Choice, args: argparse.Namespace, name: 
         if args.sweep and "diffusion" in choice.speeds and split != "train":
             few = dataclasses.replace(pairs, rows=rows[: args.sweep])
             changed = choice.sources.sweeps(direction, choice.settings, args.sweep_steps, args.sweep_guidance)
+            if direction == "contour2mr":
+                changed += choice.sources.threshold_sweeps(choice.speeds, args.sweep_thresholds)
             work.sweeps += [(few, model) for model in changed]
 
 

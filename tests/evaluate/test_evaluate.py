@@ -18,11 +18,13 @@ from mediffuse.dataset import read_pair, read_rows
 from mediffuse.evaluate import summary
 from mediffuse.evaluate.__main__ import main
 from mediffuse.evaluate.calibration import FRACTIONS, calibration
+from mediffuse.evaluate.candidates import Sources
 from mediffuse.evaluate.registration import misregistration
 from mediffuse.evaluate.score import grey, score_rows
 from mediffuse.metrics import body_mask
 from tests import tiny
 from tests.conftest import EXAMPLES, ROOT
+from train import networks
 
 FIELDS = {
     *("model", "direction", "speed", "protocol", "split", "n_images", "n_patients"),
@@ -64,6 +66,7 @@ def full(folder, data, tmp_path_factory):
     given = ["--data", data, "--split", "val", "--split", "train", "--checkpoint", folder, "--limit", 3]
     given += ["--speed", "fast", "--speed", "diffusion", "--steps", 2, "--samples", 2, "--zero-shot", folder / "ip2p"]
     given += ["--sweep", 1, "--sweep-steps", 2, 3, "--sweep-guidance", 1, 2, "--wild", EXAMPLES]
+    given += ["--sweep-thresholds", 1, 9]
     return output, evaluate(output, *given)
 
 
@@ -139,8 +142,24 @@ def test_sweeps_and_uncertainty_are_measured(full):
     steps = {s["steps"] for s in results["sweeps"] if s["direction"] == "ct2mr" and s["guidance"] == 1}
     scales = {s["guidance"] for s in results["sweeps"] if s["direction"] == "ct2mr" and s["steps"] == 2}
     assert (steps, scales) == ({2, 3}, {1.0, 2.0})
+    of_contours = [s for s in results["sweeps"] if s["speed"] == "fast"]
+    assert [(s["direction"], s["thresholds"], s["steps"]) for s in of_contours] == [
+        ("contour2mr", 1, None),
+        ("contour2mr", 9, None),
+    ]
     assert {u["direction"] for u in results["uncertainty"]} == {"ct2mr", "mr2ct", "contour2mr"}
     assert all(-1 <= u["spearman"] <= 1 for u in results["uncertainty"])
+
+
+def test_a_threshold_sweep_changes_the_contours(data, tmp_path):
+    pipeline = tiny.controlnet()
+    tiny.strengthen(pipeline.controlnet)
+    networks.save_half(pipeline, tmp_path / "controlnet")
+    own, wide = Sources([str(tmp_path)]).threshold_sweeps(["fast", "diffusion"], [1, 9])
+    assert own.identity != wide.identity
+    row = next(r for r in read_rows(data / "val") if r["direction"] == "ct2mr")
+    source = read_pair(data / "val", row)[0]
+    assert not np.array_equal(own.load()(source, row), wide.load()(source, row))
 
 
 def test_report_stands_alone_and_shows_every_figure(full):
@@ -150,7 +169,7 @@ def test_report_stands_alone_and_shows_every_figure(full):
     drawn = {p.stem for p in (output / "figures").glob("*.png")}
     assert drawn == {p.stem for p in (output / "figures").glob("*.svg")}
     assert drawn == set(re.findall(r'<figure id="(\w+)">', page))
-    for kind in ("quality", "grid", "sheet", "uncertainty", "losses", "sweep_steps", "sweep_guidance"):
+    for kind in ("quality", "grid", "sheet", "uncertainty", "losses", "sweep_steps", "sweep_thresholds"):
         assert any(name.startswith(kind) for name in drawn), kind
     assert "In the wild" in page
     assert "LPIPS" in page

@@ -85,6 +85,12 @@ def test_thresholds_act_on_their_own_channel(ct_pixels, name):
     np.testing.assert_array_equal(strict[..., others], default[..., others])
 
 
+def test_higher_thresholds_leave_fewer_edges(ct_pixels):
+    counts = [(contour_hint(ct_pixels, Thresholds().times(factor)) > 0).sum((0, 1)) for factor in (0.5, 1, 2)]
+    assert (counts[0] > counts[1]).all()
+    assert (counts[1] > counts[2]).all()
+
+
 def test_swapped_thresholds_are_put_in_order(ct_pixels):
     np.testing.assert_array_equal(
         contour_hint(ct_pixels, Thresholds(bone=(200.0, 80.0))), contour_hint(ct_pixels, Thresholds(bone=(80.0, 200.0)))
