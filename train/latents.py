@@ -84,7 +84,7 @@ def _write(
     batches = [range(start, min(start + size, count)) for start in starts]
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=options.workers)
     out, prompts = np.load(options.output / "latents.npy", mmap_mode="r+"), []
-    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(options.mixed_precision)
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
     for numbers, batch in zip(
         tqdm(batches, desc="latents", disable=not accelerator.is_main_process), loader, strict=True
     ):

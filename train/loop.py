@@ -56,23 +56,18 @@ class Run:
         if options.best and not options.validate_images:
             raise OptionError("best needs validations: give validate_images above 0.")
         compute.refuse_others_sharding()
-        precision = options.mixed_precision
         cuda = torch.cuda.is_available()
         if cuda:
             # What is not in half precision may use TF32. cuDNN's benchmark stays off: the parts of a batch of
             # train/onestep.py have ever other sizes.
             torch.set_float32_matmul_precision("high" if options.tf32 else "highest")
             torch.backends.cudnn.allow_tf32 = options.tf32
-        elif precision == "bf16" and not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
-            # emulated: 43 s a step of the autoencoder on two AVX2 cores, and 1.3 s in full precision
-            print("This processor has no bfloat16: training goes on in full precision.", file=sys.stderr)
-            precision = "no"
         self.uneven = getattr(objective, "uneven", False)
         self.accelerator = Accelerator(
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=self.uneven)],
-            mixed_precision=precision,
+            mixed_precision=compute.precision(options),
             gradient_accumulation_steps=options.gradient_accumulation,
-            log_with=compute.trackers(options),
+            log_with=compute.trackers(options) or None,
             project_config=ProjectConfiguration(str(options.output), logging_dir=str(options.output / "logs")),
         )
         if options.shard:
@@ -80,9 +75,9 @@ class Run:
         if options.push_to_hub and self.accelerator.is_main_process:
             hub.prepare(options.push_to_hub)
         set_seed(options.seed)
-        self.states = self._open(objective)
         self.whole = objective  # what is judged and saved; the same as the model, unless that is sharded
         self.model, self.optimizer = self._prepare(objective)
+        self.states = self._open(objective)  # now that nothing is refused any more
         self.parameters = trained_parameters(self.model)
         self.schedule = compute.schedule(options)
         self.averaged = sharding.own_shards(self.parameters) if options.shard else self.parameters
@@ -128,7 +123,8 @@ class Run:
                 tqdm.write(f"Patients of {o.data / name} are in train, too: figures on it flatter.", file=sys.stderr)
             for name in ("log.csv", "validation.csv") if step == 0 else ():
                 (o.output / name).unlink(missing_ok=True)  # of a run before this one
-        accelerator.init_trackers("mediffuse", {k: str(v) for k, v in _plain_options(o).items()})
+        kept = {"wandb": {"dir": o.output}}
+        accelerator.init_trackers("mediffuse", {k: str(v) for k, v in _plain_options(o).items()}, kept)
         self.stopped = self._lost_patience(step)
         bar = tqdm(total=o.steps, initial=step, disable=not accelerator.is_main_process, desc=str(o.output))
         if step and self._due(step) and not _has_row(o.output / "validation.csv", step):
