@@ -59,12 +59,15 @@ PUBLISHED_TEST = 126 / 2524
 
 @dataclass(frozen=True)
 class Plan:
-    """How to prepare: planes, slices on either side of the central one (with `every`, mm from one to the next: of the
-    whole body, unless `around` says how many), side of the model image in pixels, MR contrast and anatomy (None: by
-    the names of folders), share of patients per split where folders do not say, a split that all patients go to, if
-    any, whether to stop at the first scan that is odd, whether to keep pairs that do not lie on each other, which are
-    told of in any case, whether to split slices as the published project did, over the patients, and how many
-    processes share the work."""
+    """How to prepare.
+
+    planes, around, every: which slices: of each plane the central one and `around` on either side; with `every`, in
+    mm, as far apart, and of the whole body, unless `around` says how many. size: side of the model image in pixels.
+    contrast, anatomy: of the MRI, and of all; None: by the names of folders. fractions: share of patients by split,
+    where folders do not say. split: where all patients go, if anywhere. strict: stop at the first scan that is odd.
+    keep_apart: keep pairs that do not lie on each other, which are told of in any case. published: split slices as
+    the published project did, over the patients. jobs: processes that share the work.
+    """
 
     planes: tuple[str, ...] = ("axial",)
     around: int = 0
@@ -184,8 +187,8 @@ class Item:
     """What is prepared in one go, by any process: a patient's volumes, a pair of pictures, or a CT picture alone.
 
     kind: "volumes", "pictures" or "alone". root: the input folder. patient: by whom splits are made. stem: begins the
-    names of its pictures. ct, mr, mask: files, None for one that there is not. plane, index: of pictures. hu: slope
-    and intercept of pictures, where they are known.
+    names of its pictures. ct, mr, mask: files, None for one that there is not; of pictures, where they would be.
+    plane, index: of pictures. hu: slope and intercept of pictures, where they are known.
     """
 
     kind: str
@@ -562,16 +565,16 @@ def _split(patient: str, plan: Plan, splits: dict[str, str], stated: str | None 
 def _item_of(patient: Patient, folder: Path, plan: Plan, splits: dict[str, str]) -> Item:
     folders = [folder.name, *patient.ct.parent.relative_to(folder).parts]
     return Item(
-        "volumes",
-        folder,
-        patient.name,
-        f"{folder.name}_{patient.name}",
-        _split(patient.name, plan, splits),
-        patient.ct,
-        patient.mr,
-        patient.mask,
-        plan.contrast or contrast_by_name(patient.name, patient.mr),
-        plan.anatomy or anatomy_by_name(patient.name, folders),
+        kind="volumes",
+        root=folder,
+        patient=patient.name,
+        stem=f"{folder.name}_{patient.name}",
+        split=_split(patient.name, plan, splits),
+        ct=patient.ct,
+        mr=patient.mr,
+        mask=patient.mask,
+        contrast=plan.contrast or contrast_by_name(patient.name, patient.mr),
+        anatomy=plan.anatomy or anatomy_by_name(patient.name, folders),
     )
 
 
@@ -614,7 +617,7 @@ def check_alignment(pairs: Sequence[tuple[np.ndarray, np.ndarray]], *, keep_apar
 def _central_slices(ct: Scan, mr: Scan) -> list[tuple[np.ndarray, np.ndarray]]:
     """The central slices of a pair at 1 mm a pixel, (CT, MRI), each grey (H, W), in planes that are large enough."""
     found = []
-    for plane, axis in zip(PLANES, (2, 1, 0), strict=True):
+    for plane, axis in _AXES.items():
         across, up = (a for a in range(3) if a != axis)
         shape = tuple(round(ct.voxels.shape[a] * ct.spacing[a]) for a in (up, across))
         if min(shape) >= MIN_PLANE_MM and min(ct.voxels.shape[a] for a in (up, across)) > 1:
@@ -683,19 +686,19 @@ def _pictures(folder: Path, plan: Plan, splits: dict[str, str]) -> list[Item]:
         if plane not in plan.planes:
             continue
         item = Item(
-            "pictures",
-            folder,
-            patient,
-            f"{folder.name}_{name}",
-            _split(patient, plan, splits, path.parent.name if path.parent.name in SPLITS else None),
-            path,
-            path.with_name(f"{name}_mr.png"),
-            path.with_name(f"{name}_mask.png"),
-            plan.contrast or ("T2" if named_t2 else "T1"),
-            plan.anatomy or anatomy_by_name(patient, [folder.name]),
-            plane,
-            int(re.sub(r"\D", "", rest) or 0),
-            scales.get((patient, rest)),
+            kind="pictures",
+            root=folder,
+            patient=patient,
+            stem=f"{folder.name}_{name}",
+            split=_split(patient, plan, splits, path.parent.name if path.parent.name in SPLITS else None),
+            ct=path,
+            mr=path.with_name(f"{name}_mr.png"),
+            mask=path.with_name(f"{name}_mask.png"),
+            contrast=plan.contrast or ("T2" if named_t2 else "T1"),
+            anatomy=plan.anatomy or anatomy_by_name(patient, [folder.name]),
+            plane=plane,
+            index=int(re.sub(r"\D", "", rest) or 0),
+            hu=scales.get((patient, rest)),
         )
         found.append(item)
     return found

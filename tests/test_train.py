@@ -22,6 +22,7 @@ from mediffuse.translate import Settings, Translator, direct
 from mediffuse.translate.checkpoints import Checkpoints
 from tests import hub, tiny
 from tests.serving import python
+from train.options import OptionError
 from train.pairs import PairDataset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -672,7 +673,7 @@ def test_what_does_not_fit_is_told_before_anything_is_trained(work, tmp_path):
     ]
     for trainer, given, sentence in cases:
         words = ["--config", work / "tiny.yaml", "--output", tmp_path / "out", *given]
-        with pytest.raises((SystemExit, DatasetError), match=sentence):
+        with pytest.raises((OptionError, DatasetError), match=sentence):
             trainer.main([str(word) for word in words])
     shutil.copytree(work / "data" / "train", tmp_path / "data" / "train")
     for trainer in (autoencoder, baseline, ip2p):

@@ -29,25 +29,14 @@ GIB = 2**30
 
 def stable_diffusion(image_conditioned: bool) -> dict[str, torch.nn.Module]:
     """Stable Diffusion 1.5's networks by name, without weights."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    levels = [128, 256, 512, 512]
-    clip = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+    config = networks.SD15
     with torch.device("meta"):
-        return {
-            "unet": UNet2DConditionModel(
-                sample_size=64, in_channels=8 if image_conditioned else 4, cross_attention_dim=768, attention_head_dim=8
-            ),
-            "vae": AutoencoderKL(
-                block_out_channels=levels,
-                down_block_types=["DownEncoderBlock2D"] * 4,
-                up_block_types=["UpDecoderBlock2D"] * 4,
-                layers_per_block=2,
-                sample_size=512,
-            ),
-            "text_encoder": CLIPTextModel(clip),
-        }
+        vae = networks.autoencoder(config["autoencoder"])
+        text = CLIPTextModel(CLIPTextConfig(**config["text_encoder"]))
+        unet = networks.unet(config["unet"], vae, text, image_conditioned)
+    return {"unet": unet, "vae": vae, "text_encoder": text}
 
 
 class Kept:
