@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mediffuse.image.intensity import MR_OUTPUT_LIMITS
-from mediffuse.metrics import Scores, body_mask, by_both_protocols, tissues
+from mediffuse.metrics import Scores, air_share, body_mask, by_both_protocols, tissues
 from mediffuse.scan import Scan, ScanError, Slice
 
 
@@ -15,7 +15,7 @@ from mediffuse.scan import Scan, ScanError, Slice
 class Comparison:
     """error: signed, made - truth (rows, columns), HU for CT and MR output units for MR.
 
-    tissues: of a CT, as `metrics.tissues` gives them; empty without a body mask.
+    tissues: of a CT, as `metrics.tissues` gives them, and share_air by `metrics.air_share`; empty without a body mask.
     """
 
     error: np.ndarray
@@ -48,8 +48,13 @@ def compare(made: np.ndarray, truth: Slice, ct: Slice | None = None) -> Comparis
         scores = by_both_protocols(real, made, mask, truth.modality, MR_OUTPUT_LIMITS)
     except ValueError as error:
         raise ScanError(f"This slice cannot be compared. {error}") from error
-    by_tissue = tissues(real, made, mask) if truth.modality == "CT" and mask.any() else {}
-    return Comparison((made - real).astype(np.float32), scores, by_tissue)
+    return Comparison((made - real).astype(np.float32), scores, _by_tissue(real, made, mask, truth.modality))
+
+
+def _by_tissue(real: np.ndarray, made: np.ndarray, mask: np.ndarray, modality: str) -> dict[str, float]:
+    if modality != "CT" or not mask.any():
+        return {}
+    return {**tissues(real, made, mask), "share_air": air_share(real, mask)}
 
 
 def matching_slice(scan: Scan, place: Slice, truth: Scan) -> Slice:
@@ -74,12 +79,14 @@ class VolumeComparison:
 
     delta_z: mean |made's - truth's difference| between neighbouring axial slices in the head, HU or MR
     output units: what flickers. delta_z_truth: the mean |truth's difference| there. nan for one slice.
+    tissues: as in `Comparison`, over all of these slices.
     """
 
     error: np.ndarray
     slices: tuple[tuple[int, tuple[Scores, ...]], ...]
     delta_z: float
     delta_z_truth: float
+    tissues: dict[str, float]
 
 
 def compare_volumes(made: np.ndarray, scan: Scan, truth: Scan) -> VolumeComparison:
@@ -103,12 +110,15 @@ def compare_volumes(made: np.ndarray, scan: Scan, truth: Scan) -> VolumeComparis
         found.append((index, compared.scores))
     if not found:
         raise ScanError("The ground truth shows nothing where the head is: there is nothing to compare with.")
+    # `made - error` is the truth, in made's units.
+    flat = (np.reshape(volume, (len(made), -1)) for volume in (made - error, made, head))
+    by_tissue = _by_tissue(*flat, truth.modality)
     in_head_twice = head[:, :, 1:] & head[:, :, :-1]
     if not in_head_twice.any():
-        return VolumeComparison(error, tuple(found), float("nan"), float("nan"))
-    # The error's difference is the difference's error, and made - error is the truth in made's units.
+        return VolumeComparison(error, tuple(found), float("nan"), float("nan"), by_tissue)
+    # The error's difference is the difference's error.
     changes = (float(np.abs(np.diff(x, axis=2)[in_head_twice]).mean()) for x in (error, made - error))
-    return VolumeComparison(error, tuple(found), *changes)
+    return VolumeComparison(error, tuple(found), *changes, by_tissue)
 
 
 def _size(pixels: np.ndarray) -> str:

@@ -74,9 +74,14 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that there is no space left to write to."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
 def trouble(error: OSError) -> str | None:
     """Why a file could not be written, as a sentence for the user; None if it is for another cause."""
-    if error.errno in _FULL:
+    if is_full(error):
         return "There is no space left to write to: the disk is full. Free some, and try again."
     if error.errno in _FORBIDDEN:
         return "The folder may not be written to. Choose another, or change its permissions."

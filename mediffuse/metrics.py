@@ -185,6 +185,11 @@ def tissues(truth: np.ndarray, made: np.ndarray, mask: np.ndarray) -> dict[str, 
     }
 
 
+def air_share(truth: np.ndarray, mask: np.ndarray) -> float:
+    """The share of a CT's body `mask` (H, W, bool) that is air, in sinuses and ears: what mae_air is the mean of."""
+    return float((truth[mask] < TISSUE_HU).mean())
+
+
 def body_mask(hu: np.ndarray) -> np.ndarray:
     """Rough body mask of a CT slice: the largest region above `TISSUE_HU` with its holes filled.
 

@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def served(checkpoints: Path | None = None) -> Iterator[gr.Blocks]:
-    """The page, served with the checkpoints of a folder or, without one, with the bundled ones."""
+def served(checkpoints: Path | None = None, queue: int | None = None) -> Iterator[gr.Blocks]:
+    """The page, served with the checkpoints of a folder or, without one, with the bundled ones.
+
+    queue: how many runs may wait, if not as many as usual.
+    """
     from mediffuse.ui.page import build, launch_options
 
     with pytest.MonkeyPatch.context() as patch:
@@ -32,6 +35,8 @@ def served(checkpoints: Path | None = None) -> Iterator[gr.Blocks]:
         else:
             patch.delenv(VARIABLE, raising=False)
         demo = build()
+        if queue:
+            demo.queue(max_size=queue, default_concurrency_limit=4, api_open=False)
         demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
         try:
             yield demo

@@ -52,6 +52,9 @@ def test_flicker_between_slices_is_measured_and_an_even_error_is_none(ct, mr):
     assert 0.3 * real.mean() < even.delta_z_truth < 3 * real.mean()
     flicker = compare_volumes(ct.voxels + 30 * (np.arange(ct.count()) % 2), mr, ct)
     assert flicker.delta_z == pytest.approx(30, abs=1e-3)
+    assert even.tissues["mae_bone"] == pytest.approx(30, abs=1e-3)
+    assert 0 < even.tissues["share_air"] < 0.1
+    assert not compare_volumes(np.zeros_like(mr.voxels), ct, mr).tissues
     assert flicker.delta_z_truth == pytest.approx(even.delta_z_truth, abs=1e-2)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mediffuse.prepare import split_of
+from mediffuse.prepare.layouts import split_of
 from mediffuse.scan import Slice
 from mediffuse.translate import Settings, Translator
 from mediffuse.translate.checkpoints import VARIABLE

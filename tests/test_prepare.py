@@ -17,7 +17,8 @@ import SimpleITK as sitk
 
 from mediffuse.image.intensity import AIR_HU, decode_ct, decode_mr, to_uint8, window
 from mediffuse.image.letterbox import Letterbox
-from mediffuse.prepare import around, split_of
+from mediffuse.prepare.layouts import split_of
+from mediffuse.prepare.make import around
 from mediffuse.scan import read_scan
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,7 +17,9 @@ import SimpleITK as sitk
 from mediffuse.dataset import shared_patients
 from mediffuse.directions import prompt_for
 from mediffuse.files import sha256_of
-from mediffuse.prepare import Plan, anatomy_by_name, chosen, contrast_by_name
+from mediffuse.prepare import Plan
+from mediffuse.prepare.layouts import anatomy_by_name, contrast_by_name
+from mediffuse.prepare.make import chosen
 from mediffuse.scan import read_scan
 from mediffuse.scan.plausibility import likeliest, oddities
 from tests.test_prepare import ROOT, prepare, rows

@@ -50,6 +50,9 @@ SLOW = 5.0
 LOST = 60.0
 """Seconds after which a process that does not answer is ended, and counted as a crash."""
 
+START = 300.0
+"""Seconds that such a process may take to start."""
+
 SECRET = b"NOT-FOR-VISITORS"
 """What stands in the file that headers try to name; voxels that hold it were read from there."""
 
@@ -708,22 +711,30 @@ class Reader:
             env={**os.environ, "TMPDIR": str(self.folder)},
         )
         self.peak.process = self.process.pid
-        self.ask(path="none.nii", modality="CT", number=1)  # what it takes to start is no file's
+        # What it takes to start is no file's.
+        if not self._answer({"path": "none.nii", "modality": "CT", "number": 1}, START):
+            self.close()
+            raise RuntimeError("The process that reads does not start.")
 
     def ask(self, **asked: object) -> dict:
-        """Its answer; {"outcome": "crash"} where it ended, or did not answer."""
+        """Its answer; {"outcome": "crash"} where it ended, or did not answer. Raises RuntimeError if it does not
+        start."""
         if self.process is None:
             self._start()
-        started, line = time.perf_counter(), ""
-        with contextlib.suppress(OSError):
-            self.process.stdin.write(json.dumps(asked) + "\n")
-            self.process.stdin.flush()
-            if select.select([self.process.stdout], [], [], LOST)[0]:
-                line = self.process.stdout.readline()
-        if line:
+        started = time.perf_counter()
+        if line := self._answer(asked, LOST):
             return json.loads(line)
         self.close()
         return {"outcome": "crash", "text": "The process ended.", "seconds": time.perf_counter() - started}
+
+    def _answer(self, asked: dict, patience: float) -> str:
+        """The line that it answers within so many seconds; empty if none came."""
+        with contextlib.suppress(OSError):
+            self.process.stdin.write(json.dumps(asked) + "\n")
+            self.process.stdin.flush()
+            if select.select([self.process.stdout], [], [], patience)[0]:
+                return self.process.stdout.readline()
+        return ""
 
     def close(self) -> None:
         if self.process:

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -51,12 +51,11 @@ class Failed(Exception):
 
 @dataclass
 class App:
-    """The app in a process of its own. folder: where it keeps visitors' files; keep: minutes it keeps them."""
+    """The app in a process of its own. folder: where it keeps visitors' files."""
 
     process: subprocess.Popen
     address: str
     folder: Path
-    keep: float
     functions: dict[str, int] = field(default_factory=dict)
 
     def memory(self) -> float:
@@ -70,7 +69,8 @@ class App:
         return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
     def files(self) -> list[Path]:
-        return [path for path in self.folder.rglob("*") if path.is_file()]
+        # Unlike `rglob`, this does not mind what is deleted meanwhile.
+        return [Path(place) / name for place, _, names in os.walk(self.folder) for name in names]
 
     async def idle_after(self, limit: float = 60) -> float:
         """Seconds until it computes no more."""
@@ -84,18 +84,21 @@ class App:
 
 
 @asynccontextmanager
-async def started(checkpoints: str | None, keep: float, log: Path) -> AsyncIterator[App]:
-    """The app on a free port, ready; it is ended by SIGTERM."""
+async def started(
+    environment: dict[str, str], log: Path = Path(os.devnull), command: Sequence[str] = (sys.executable, "app.py")
+) -> AsyncIterator[App]:
+    """The app on a free port, ready; it is ended by SIGTERM.
+
+    environment: with GRADIO_TEMP_DIR, where it keeps visitors' files. command: what starts it, at the root of the
+    repository. Raises RuntimeError if it ends, or does not answer.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory(prefix="load-") as name, log.open("w") as output:
-        environment = {**os.environ, "GRADIO_TEMP_DIR": name, "MEDIFFUSE_KEEP_MINUTES": str(keep)}
-        if checkpoints:
-            environment["MEDIFFUSE_CHECKPOINTS"] = checkpoints
-        command = [sys.executable, "app.py", "--host", "127.0.0.1", "--port", str(port)]
+    environment = {**environment, "GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
+    with log.open("w") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
-        app = App(process, f"http://127.0.0.1:{port}", Path(name), keep)
+        app = App(process, f"http://127.0.0.1:{port}", Path(environment["GRADIO_TEMP_DIR"]))
         try:
             app.functions = await _functions(app)
             yield app
@@ -107,7 +110,7 @@ async def started(checkpoints: str | None, keep: float, log: Path) -> AsyncItera
 async def _functions(app: App) -> dict[str, int]:
     """Numbers of the app's actions by name, once it answers."""
     async with httpx.AsyncClient() as http:
-        for _ in range(600):
+        for _ in range(1800):
             if app.process.poll() is not None:
                 raise RuntimeError("The app ended at its start; its log says why.")
             try:
@@ -297,8 +300,8 @@ async def _read(visitor: Visitor) -> None:
         pass
 
 
-async def measure(app: App, clients: int, requests: int) -> tuple[dict[str, str], list[str]]:
-    """(rows of the table, violations)"""
+async def measure(app: App, clients: int, requests: int, keep: float) -> tuple[dict[str, str], list[str]]:
+    """(rows of the table, violations). keep: minutes that the app keeps files."""
     async with Visitor(app.address, app.functions) as first:  # loads the checkpoints
         await first.run("ct_to_mri", slice_values(await first.upload(SCAN)))
     outcomes, crowd = Outcomes(), Outcomes()
@@ -306,7 +309,7 @@ async def measure(app: App, clients: int, requests: int) -> tuple[dict[str, str]
     await burst(app, 48, crowd)
     stops = {"Stop": await stopping(app, leave=False), "leaving": await stopping(app, leave=True)}
     waits = await beside(app, 3)
-    await asyncio.sleep(app.keep * 60 * 1.2 + 5)
+    await asyncio.sleep(keep * 60 * 1.2 + 5)
     left = app.files()
     app.process.terminate()
     app.process.wait(30)
@@ -323,7 +326,7 @@ async def measure(app: App, clients: int, requests: int) -> tuple[dict[str, str]
         "48 requests at one moment": told(crowd.counts),
         **{f"a volume goes on after {how}": f"{seconds:.1f} s" for how, seconds in stops.items()},
         "a slice beside a volume waits at most": f"{max(waits):.1f} s",
-        f"files {app.keep:g} min (and a fifth) after the last use": str(len(left)),
+        f"files {keep:g} min (and a fifth) after the last use": str(len(left)),
         "files after SIGTERM": str(len(after)),
     }
     checks = {
@@ -347,8 +350,12 @@ async def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--keep", type=float, default=1, help="minutes that the app keeps files")
     parser.add_argument("--log", type=Path, default=Path(os.devnull), help="file for what the app prints")
     args = parser.parse_args(argv)
-    async with started(args.checkpoints, args.keep, args.log) as app:
-        rows, violations = await measure(app, args.clients, args.requests)
+    with tempfile.TemporaryDirectory(prefix="load-") as folder:
+        environment = {**os.environ, "GRADIO_TEMP_DIR": folder, "MEDIFFUSE_KEEP_MINUTES": str(args.keep)}
+        if args.checkpoints:
+            environment["MEDIFFUSE_CHECKPOINTS"] = args.checkpoints
+        async with started(environment, args.log) as app:
+            rows, violations = await measure(app, args.clients, args.requests, args.keep)
     print("| | |\n| --- | --- |")
     for name, value in rows.items():
         print(f"| {name} | {value} |")

@@ -26,6 +26,7 @@
     return made;
   };
   const isMap = (layer) => layer.role in palettes;
+  const isMade = (layer) => layer.role !== "input" && layer.role !== "truth";
   const windowOf = (layer) => (isMap(layer) ? layer.window : windows[layer.modality]);
 
   // Reading.
@@ -99,8 +100,7 @@
     const middle = isThin ? height - 5 * pixel : height / 2 + 4 * pixel;
     write(left, 5 * pixel, middle, "left");
     write(right, width - 5 * pixel, middle, "right");
-    const isMade = layer.role !== "input" && layer.role !== "truth";
-    if (isMade) write("SYNTHETIC", 5 * pixel, isThin ? 14 * pixel : height - 6 * pixel, "left");
+    if (isMade(layer)) write("SYNTHETIC", 5 * pixel, isThin ? 14 * pixel : height - 6 * pixel, "left");
     if (!find(".cross").checked) return;
     const x = shareOf(across) * width, y = shareOf(up) * height, gap = 9 * pixel;
     Object.assign(context, { strokeStyle: "#f59e0b", lineWidth: pixel });
@@ -126,6 +126,7 @@
       for (const layer of layers) {
         layer.figure.hidden = hidden.has(layer.role);
         if (layer.figure.hidden || !layer.figure.clientWidth) continue;
+        layer.figure.classList.toggle("narrow", layer.figure.clientWidth < 230);
         for (const canvas of layer.figure.querySelectorAll("canvas")) paint(layer, canvas);
       }
       element.dataset.shown = layers.filter((l) => !hidden.has(l.role)).map((l) => l.role).join("+");
@@ -255,7 +256,8 @@
     layer.value = make("span", { className: "value" });
     layer.colours = new Uint32Array((palettes[layer.role] ?? GREY).map(([r, g, b]) => (255 << 24) | (b << 16) | (g << 8) | r));
     const caption = make("figcaption", {}, make("span", { textContent: layer.title }), layer.value);
-    layer.figure = make("figure", {}, caption, canvases[0], make("div", { className: "thin" }, canvases[1], canvases[2]));
+    const className = isMade(layer) ? "made" : "";
+    layer.figure = make("figure", { className }, caption, canvases[0], make("div", { className: "thin" }, canvases[1], canvases[2]));
     if (isMap(layer)) {
       const [low, high] = layer.window, stops = palettes[layer.role].filter((_, i) => i % 15 === 0).map((c) => `rgb(${c})`);
       const bar = make("i");
@@ -282,6 +284,11 @@
     });
   }
   find(".cross").addEventListener("change", draw);
+  const whole = find(".whole");
+  whole.hidden = !document.fullscreenEnabled;
+  whole.addEventListener("click", () => {
+    document.fullscreenElement ? document.exitFullscreen() : find(".viewer").requestFullscreen();
+  });
   zooming.addEventListener("input", () => zoomTo(Number(zooming.value)));
   slider.addEventListener("input", () => move(2, Number(slider.value) - place[2]));
   curve.addEventListener("click", (event) => {

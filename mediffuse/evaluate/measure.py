@@ -22,7 +22,7 @@ from mediffuse.evaluate.candidates import Model
 from mediffuse.evaluate.registration import Registration, misregistration
 from mediffuse.evaluate.rows import Details, ProtocolScores
 from mediffuse.evaluate.score import body_of, checked_score, details, grey
-from mediffuse.files import write_png
+from mediffuse.files import complete, remove_leftovers, sha256_of, write_png
 from mediffuse.image.intensity import decode
 
 
@@ -55,7 +55,8 @@ class Record(TypedDict):
     """What is remembered of a model's prediction of one image.
 
     seconds: of the prediction alone. peak_memory_mib: of the process, since the model was loaded. scores: by each
-    protocol. picture: path of the 8-bit prediction in the output folder. calibration: where several samples were drawn.
+    protocol. picture: path of the 8-bit prediction in the output folder, and its SHA-256. calibration: where several
+    samples were drawn.
     """
 
     seconds: float
@@ -63,6 +64,7 @@ class Record(TypedDict):
     scores: list[ProtocolScores]
     details: Details
     picture: str
+    picture_sha256: str
     calibration: NotRequired[Calibration]
 
 
@@ -76,6 +78,7 @@ class Store:
         self.output, self.file = output, output / f"measured-{process}.jsonl"
         self.pictures = output / "pictures"
         self.pictures.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(output)
         self.records: dict[str, Record | Registration] = {}
         if self.file.is_file() and not self.file.read_bytes().endswith(b"\n"):
             with self.file.open("a", encoding="utf-8") as file:
@@ -93,10 +96,12 @@ class Store:
                     continue  # cut short when the run was stopped, or damaged since
 
     def get(self, key: str) -> Record | Registration | None:
-        """The record of a key, if it is there with its picture."""
+        """The record of a key, if it is there with its picture as it was."""
         record = self.records.get(key)
-        if record and "picture" in record and not (self.output / record["picture"]).is_file():
-            return None
+        if record and "picture" in record:
+            picture = self.output / record["picture"]
+            if not picture.is_file() or sha256_of(picture) != record.get("picture_sha256"):
+                return None
         return record
 
     def add(self, key: str, record: Record | Registration) -> None:
@@ -105,11 +110,12 @@ class Store:
             file.write(json.dumps({"key": key, **record}) + "\n")
         self.records[key] = record
 
-    def picture(self, key: str, image: np.ndarray) -> str:
-        """Save an 8-bit grey picture; its path in the output folder."""
+    def picture(self, key: str, image: np.ndarray) -> tuple[str, str]:
+        """Save an 8-bit grey picture: (its path in the output folder, its SHA-256)."""
         path = self.pictures / f"{key[:24]}.png"
-        write_png(path, image)
-        return path.relative_to(self.output).as_posix()
+        with complete(path) as part:
+            write_png(part, image)
+        return path.relative_to(self.output).as_posix(), sha256_of(path)
 
 
 def key_of(*parts: str) -> str:
@@ -167,12 +173,14 @@ def _measure_one(model: Model, predict, folder: Path, row: Row, key: str, store:
     body = body_of(source, target, mask, model.direction)
     scores = checked_score(folder, row, mean, target, body)
     output = modalities(model.direction)[1]
+    picture, picture_sha256 = store.picture(key, grey(mean, output))
     record = Record(
         seconds=seconds,
         peak_memory_mib=machine.peak_mib(),
         scores=[s.as_dict() for s in scores],
         details=details(mean, target, body, model.direction),
-        picture=store.picture(key, grey(mean, output)),
+        picture=picture,
+        picture_sha256=picture_sha256,
     )
     if len(made) > 1:
         units = np.stack([decode(image, output) for image in made])

@@ -325,10 +325,10 @@ def _save(figure: Figure, output: Path, name: str) -> str:
     """Save a figure as PNG and SVG; for the page, a smaller WebP as a data URI."""
     from matplotlib import pyplot
 
-    path = output / "figures" / f"{name}.png"
-    figure.savefig(path, dpi=150)
     # Without a date, so that the same results give the same file.
-    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    for end, options in ((".png", {"dpi": 150}), (".svg", {"metadata": {"Date": None}})):
+        with files.complete(output / "figures" / f"{name}{end}") as part:
+            figure.savefig(part, **options)
     page = io.BytesIO()
     figure.savefig(page, format="webp", dpi=110, pil_kwargs={"quality": 88})
     pyplot.close(figure)

@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from mediffuse.scan.resample import SLAB_MM, along_the_patient, resampled
+from mediffuse.scan.resample import SLAB_MM, along_the_patient, registration_method, resampled
 from mediffuse.scan.types import Scan, ScanError
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "assets" / "template" / "head_t1.nii.gz"
@@ -34,8 +34,9 @@ def face_mask(scan: Scan) -> np.ndarray:
     """Where the face and ears of a head CT or MR are, bool (X, Y, Z): what is to be blanked.
 
     The scan is registered to a template (mutual information; rotation, translation and scale), in
-    whose space the face is known. Air in front of it is part of it, so that no outline stays. Raises ScanError where
-    the face cannot be found: in pictures, single slices and slabs, and where the registration does not fit.
+    whose space the face is known: the same mask each time. Air in front of it is part of it, so that no outline stays.
+    Raises ScanError where the face cannot be found: in pictures, single slices and slabs, and where the registration
+    does not fit.
     """
     extent = np.array(scan.voxels.shape) * scan.spacing
     if scan.kind == "picture" or extent.min() < SLAB_MM:
@@ -83,14 +84,11 @@ def _register(scan: Scan) -> np.ndarray:
         _image(np.clip(grid.voxels, -1000, 1500) if scan.modality == "CT" else grid.voxels, grid.affine),
         _image(np.asarray(template.dataobj, np.float32), template.affine),
     )
-    method = sitk.ImageRegistrationMethod()
-    method.SetMetricAsMattesMutualInformation(32)
+    method = registration_method(32)
     method.SetMetricFixedMask(
         sitk.Cast(_image((_widened(head) & shown).astype(np.float32), grid.affine), sitk.sitkUInt8)
     )
-    method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(2.0, 0.02, 150, relaxationFactor=0.6)
-    method.SetOptimizerScalesFromPhysicalShift()
     method.SetShrinkFactorsPerLevel([2, 1])
     method.SetSmoothingSigmasPerLevel([4, 0])
     method.SetSmoothingSigmasAreSpecifiedInPhysicalUnits(True)

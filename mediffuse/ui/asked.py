@@ -5,11 +5,13 @@ Their defaults stand in where an event passes only some of them.
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from dataclasses import dataclass, fields
 
 import gradio as gr
 
+from mediffuse.directions import modalities
 from mediffuse.image.contours import Thresholds
 from mediffuse.image.display import BRAIN
 from mediffuse.scan import Scan
@@ -150,7 +152,7 @@ class AskedVolume:
     """Of the Volume tab. paths, truth: uploads; series: as in `read_scan`.
 
     register: move the ground truth onto the scan first. dicom: write a DICOM series too. deface: blank the face in
-    all that is shown and written.
+    all that is shown and written. truth_contrast: as in `AskedSlice`.
     """
 
     paths: list[str] | None = None
@@ -168,6 +170,18 @@ class AskedVolume:
     dicom: bool = False
     start: str = "mean"
     deface: bool = False
+    truth_contrast: str = "auto"
+
+    def recipe(self) -> str:
+        """A hash of what decides the volume that is made: equal where the same is asked for."""
+        paths = sorted(str(path) for path in self.paths or ())
+        made_by = [paths, self.direction, self.series or "", bool(self.deface)]
+        made_by += [self.speed, sorted(self.planes), bool(self.mirror)]
+        if modalities(self.direction)[1] == "MR":
+            made_by.append(self.contrast)
+        if SPEED_CHOICES[self.speed].sampled:
+            made_by += [int(self.steps), int(self.samples), int(self.seed or 0), self.start]
+        return hashlib.sha256(repr(made_by).encode()).hexdigest()[:16]
 
     def settings(self) -> Settings:
         """How to translate a slice. Raises gr.Error."""

@@ -37,7 +37,13 @@ class Batch:
             )
             self.go = gr.Button("Translate all", elem_id=f"{tab}-batch-go")
             self.table = gr.Dataframe(
-                headers=HEADERS, label="Files", interactive=False, visible=False, elem_id=f"{tab}-batch-table"
+                headers=HEADERS,
+                label="Files",
+                interactive=False,
+                wrap=True,
+                column_widths=["40%", "15%", "45%"],
+                visible=False,
+                elem_id=f"{tab}-batch-table",
             )
             self.gallery = gr.Gallery(
                 label="Synthetic", columns=4, height="auto", visible=False, elem_id=f"{tab}-batch-gallery"

@@ -151,7 +151,14 @@ def notice(tab: str) -> gr.HTML:
 def score_table(tab: str, label: str, rows: Sequence[list[str]] = ()) -> gr.Dataframe:
     """Rows of `words.score_row`; unseen while there are none."""
     return gr.Dataframe(
-        [*rows], headers=SCORE_HEADERS, label=label, interactive=False, visible=bool(rows), elem_id=f"{tab}-scores"
+        [*rows],
+        headers=SCORE_HEADERS,
+        label=label,
+        interactive=False,
+        wrap=True,
+        column_widths=["37%", "20%", "19%", "24%"],
+        visible=bool(rows),
+        elem_id=f"{tab}-scores",
     )
 
 

@@ -32,3 +32,8 @@ MR_EXAMPLES = [
     Example("Near the top", T1, CT, 16),
     Example("Picture", T1_PICTURE, index=0),
 ]
+VOLUME_EXAMPLES = {
+    "ct2mr": Example("Head CT, with its real T1", CT, T1),
+    "mr2ct": Example("Head T1, with its real CT", T1, CT),
+}
+"""By the directions of the Volume tab."""

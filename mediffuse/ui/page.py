@@ -37,7 +37,9 @@ _PRIMARY = gr.themes.Color(
 )  # fmt: skip
 THEME = gr.themes.Soft(
     primary_hue=_PRIMARY, font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-).set(body_text_color_subdued="*neutral_600", link_text_color_dark="*secondary_300")
+).set(
+    body_text_color_subdued="*neutral_600", link_text_color_dark="*secondary_300", checkbox_border_color="*neutral_500"
+)
 
 _INTRO = """# Mediffuse: head CT to MRI, and MRI to CT
 **Research use only, not for diagnosis.** Every picture made here is synthetic: it shows what a model
@@ -117,6 +119,7 @@ def launch_options() -> dict:
         "enable_monitoring": False,
         "max_file_size": MAX_UPLOAD,
         "footer_links": ["api"],
+        "_frontend": False,  # or a page that takes over 3 s to answer itself, on a busy machine, is not served
         "ssr_mode": False,  # Node would answer in front of `Guard`
         "state_session_capacity": SESSIONS,
         "app_kwargs": {"middleware": [Middleware(Guard)], "lifespan": sweeping},
@@ -186,7 +189,7 @@ def serve(demo: gr.Blocks, argv: Sequence[str] | None = None) -> None:
     """Serve the page as the command line says, until the process is ended."""
     options = command_line(argv)
     store.leave_on_sigterm()
-    with faults.said():
+    with faults.end_with_a_sentence():
         store.take_all_temporary_files()
         guard.warm_up()
         if not zero_gpu.ACTIVE:  # where it is, they are loaded, and run in another process

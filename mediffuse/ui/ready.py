@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,10 +16,11 @@ from mediffuse import files
 from mediffuse.metrics import Scores
 from mediffuse.translate import Settings, Translation
 from mediffuse.translate.checkpoints import BUNDLED, Checkpoints
-from mediffuse.ui.asked import AskedSlice
-from mediffuse.ui.examples import Example
+from mediffuse.ui.asked import AskedSlice, AskedVolume
+from mediffuse.ui.examples import VOLUME_EXAMPLES, Example
 from mediffuse.ui.slice_result import Shown, SliceResult
 from mediffuse.ui.uploads import open_scan, slice_of
+from mediffuse.ui.volume_result import Made, VolumeShown, scored
 from mediffuse.ui.words import score_row, scores_in_words
 
 FOLDER = Path(__file__).resolve().parents[2] / "assets" / "ready"
@@ -55,12 +56,7 @@ class ReadyResults:
     @cached_property
     def record(self) -> dict:
         """What is known of them; empty where they are of other weights than those in use, or missing."""
-        try:
-            found = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))[self.direction]
-        except (OSError, ValueError, KeyError):
-            return {}
-        weights = self.checkpoints.weights(self.direction)
-        return found if weights and weights == found["weights"] and found["inputs"] == self.inputs else {}
+        return _record(self.folder, self.direction, self.checkpoints.weights(self.direction), self.inputs)
 
     def number_of(self, asked: AskedSlice) -> int | None:
         """The number of the example whose result is asked for; None where there is none."""
@@ -105,6 +101,76 @@ class ReadyResults:
         """The path of a small picture of an example; None where it was not made."""
         path = self.place / f"{number}_small.webp"
         return str(path) if path.is_file() else None
+
+
+@dataclass(frozen=True)
+class ReadyVolume:
+    """What was made of the example of a direction in the Volume tab, which is of CT or MR, by the tab's defaults."""
+
+    direction: str
+    checkpoints: Checkpoints
+    folder: Path = FOLDER
+
+    @property
+    def example(self) -> Example:
+        return VOLUME_EXAMPLES[self.direction]
+
+    @property
+    def place(self) -> Path:
+        return self.folder / f"volume_{self.direction}"
+
+    @property
+    def asked(self) -> AskedVolume:
+        """What it was made by."""
+        return AskedVolume([str(self.example.scan)], self.direction, truth=[str(self.example.truth)])
+
+    @property
+    def thumbnail(self) -> str | None:
+        """As `ReadyResults.thumbnail`: of the same scan."""
+        path = self.folder / self.direction / "0_small.webp"
+        return str(path) if path.is_file() else None
+
+    @cached_property
+    def inputs(self) -> str:
+        """A hash of the example."""
+        about = [files.sha256_of(path) for path in (self.example.scan, self.example.truth)]
+        return hashlib.sha256(repr(about).encode()).hexdigest()
+
+    @cached_property
+    def record(self) -> dict:
+        """As `ReadyResults.record`."""
+        return _record(self.folder, self.place.name, self.checkpoints.weights(self.direction), self.inputs)
+
+    def find(self, asked: AskedVolume) -> VolumeShown | None:
+        """The result for what is asked, with its ground truth; None where there is none."""
+        extra = asked.register or asked.dicom or asked.truth_contrast != "auto"
+        same = asked.truth == self.asked.truth and asked.recipe() == self.asked.recipe()
+        return self.shown if same and not extra else None
+
+    @cached_property
+    def shown(self) -> VolumeShown | None:
+        """What was made; None where there is nothing."""
+        if not self.record:
+            return None
+        made = Made(self.asked.recipe(), self.asked.contrast, MADE_BEFORE)
+        return VolumeShown(
+            layers=[str(self.folder.parent / name) for name in self.record["layers"]],
+            about=json.dumps({**self.record["about"], "made": asdict(made)}),
+            files=[str(self.folder.parent / name) for name in self.record["files"]],
+            **scored([Scores(**one) for one in self.record["scores"]], self.record["tissues"], self.direction),
+        )
+
+
+MADE_BEFORE = "An example, made beforehand by Fast. Translate makes it anew."
+
+
+def _record(folder: Path, name: str, weights: str | None, inputs: str) -> dict:
+    """What `tools/ready.py` wrote under a name, if it is of these weights and inputs; else nothing."""
+    try:
+        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))[name]
+    except (OSError, ValueError, KeyError):
+        return {}
+    return found if weights and weights == found["weights"] and found["inputs"] == inputs else {}
 
 
 def is_bundled(checkpoints: Checkpoints, direction: str) -> bool:

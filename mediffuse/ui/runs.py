@@ -13,12 +13,12 @@ import gradio as gr
 import numpy as np
 from gradio.context import LocalContext
 
-from mediffuse.files import trouble
 from mediffuse.image.contours import Thresholds
 from mediffuse.scan import Scan, ScanError, Slice
 from mediffuse.translate import Settings, Translation, Translator
 from mediffuse.translate.checkpoints import CheckpointError
 from mediffuse.translate.volumes import Passes, VolumeTranslation, translate_volume
+from mediffuse.ui import faults
 from mediffuse.ui.asked import SPEED_CHOICES
 from mediffuse.ui.zero_gpu import on_gpu
 
@@ -196,10 +196,8 @@ def _run(visitor: str | None, work: Callable[[Emit], object]) -> Iterator:
                 return
             if isinstance(made, (CheckpointError, ScanError)):
                 raise gr.Error(str(made), duration=None, print_exception=False) from made
-            if isinstance(made, OSError) and (sentence := trouble(made)):
-                raise gr.Error(sentence, duration=None, print_exception=False) from made
-            if isinstance(made, BaseException):
-                raise made
+            if isinstance(made, BaseException):  # here, for of one in a ZeroGPU worker its text would be logged
+                raise faults.said(made) from None
             yield made
             return
     finally:

@@ -7,17 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import html
 import json
-import logging
 import math
 import re
 import secrets
-import traceback
 from collections.abc import AsyncIterator, Iterator
 from datetime import datetime, timedelta
-from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import anyio
@@ -26,8 +21,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mediffuse.files import is_full
 from mediffuse.ui import api, store, uploads
 from mediffuse.ui.controls import VOLUMES
+from mediffuse.ui.faults import FAULT, FULL, UNFIT, log_place, said
 
 API = "/gradio_api"
 MAX_BODY = 4 << 20
@@ -74,42 +71,6 @@ _POLICY = "; ".join(
 BUSY = "Many runs are waiting already: the server is busy. Try again in a minute."
 NOT_FOUND = "There is nothing here for you. /gradio_api/info lists what scripts may call."
 GONE = "A file of this request is not on the server any more: it was not used for a while. Choose it again."
-UNFIT = "The values do not fit: one is missing, out of range or of the wrong kind. /gradio_api/info says what fits."
-FAULT = "This did not work, by a fault of the server. Try again; if it stays, please report it."
-FULL = "The server's disk is full. Try again later: it deletes files that are not used."
-
-_GRADIO = Path(gr.__file__).parent
-_log = logging.getLogger("mediffuse")
-
-
-def said(error: BaseException) -> gr.Error:
-    """An error of a handler as visitors may see it: our own with its text, never as markup, any other in general words.
-
-    An unexpected error is logged by its kind and place alone: its text may hold the name of a file or of a patient.
-    """
-    if isinstance(error, gr.Error) and not error.print_exception:
-        return gr.Error(
-            html.escape(error.message, quote=False), duration=error.duration, title=error.title, print_exception=False
-        )
-    inside = error.__traceback__
-    while inside and inside.tb_next:
-        inside = inside.tb_next
-    if isinstance(error, gr.Error):  # of a component, which shows the value
-        return gr.Error(UNFIT, print_exception=False)
-    log_place(error)
-    if _is_full(error):
-        return gr.Error(FULL, print_exception=False)
-    by_gradio = inside and Path(inside.tb_frame.f_code.co_filename).is_relative_to(_GRADIO)
-    return gr.Error(UNFIT if by_gradio else FAULT, print_exception=False)
-
-
-def _is_full(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def log_place(error: BaseException) -> None:
-    """Log the kind of an error, and the lines of code that it came through."""
-    _log.error("%s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
 
 
 class Page(gr.Blocks):
@@ -210,7 +171,7 @@ class Guard:
         except Exception as error:  # noqa: BLE001 - whatever it is, strangers get a sentence
             log_place(error)
             if not sending.started:
-                answer = _answer(path, 507, FULL) if _is_full(error) else _answer(path, 500, FAULT)
+                answer = _answer(path, 507, FULL) if is_full(error) else _answer(path, 500, FAULT)
                 await answer(scope, receive, sending)
 
     async def _checked(self, scope: Scope, path: str, receive: Receive) -> Receive:

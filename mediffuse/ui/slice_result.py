@@ -20,9 +20,9 @@ from mediffuse.image.display import SLICE_VIEWS, error_map, label, picture, unce
 from mediffuse.image.intensity import MR_OUTPUT_LIMITS
 from mediffuse.scan import Scan, ScanError, Slice
 from mediffuse.scan.formats import stem_of
-from mediffuse.scan.plausibility import contrast_of
 from mediffuse.scan.write import SYNTHETIC_NOTE, mark_synthetic
 from mediffuse.translate import Translation
+from mediffuse.ui import truths
 from mediffuse.ui.asked import AskedSlice
 from mediffuse.ui.controls import Values, score_table
 from mediffuse.ui.uploads import open_scan
@@ -84,7 +84,7 @@ class SliceResult:
             truth = matching_slice(self.scan(), self.source, truth_scan)
             shown = replace(self, truth=truth, comparison=None, truth_contrast=None)
             if self.target == "MR":
-                known = contrast_of(truth_scan) if contrast == "auto" else contrast
+                known = truths.contrast(truth_scan, contrast)
                 shown = replace(shown, truth_contrast=known)
                 if known != self.translation.settings.contrast:
                     return shown
@@ -99,24 +99,17 @@ class SliceResult:
         if truth_path and self.truth is not None:
             found += [f"Ground truth: {warning}" for warning in open_scan(truth_path, self.target).warnings]
         if self.truth is not None and self.comparison is None:
-            found.append(self._not_compared())
+            found.append(truths.not_scored(self.truth_contrast, self.translation.settings.contrast))
         return found
-
-    def _not_compared(self) -> str:
-        made = self.translation.settings.contrast
-        if self.truth_contrast is None:
-            return f"Is the real MRI a T1 or a T2? Its file does not tell. Say it, and it is compared with this {made}."
-        real = "of another contrast" if self.truth_contrast == "other" else f"a {self.truth_contrast}"
-        return f"The real MRI is {real}, and this a synthetic {made}: they are not scored against each other."
 
     def title(self, role: str) -> str:
         """What a picture shows, for its caption. role: input, made or truth."""
         modality = {"input": self.source.modality, "made": self.target, "truth": self.target}[role]
         text = f"{_ROLES[role]} {MODALITY_TITLES[modality]}"
-        if modality == "CT" or role == "input":
+        if role == "input":
             return text
         contrast = self.translation.settings.contrast if role == "made" else self.truth_contrast
-        return f"{text} ({contrast or 'contrast not known'})"
+        return truths.titled(text, modality, contrast)
 
     def picture_of(self, role: str, view: str) -> np.ndarray | None:
         """A picture (H, W, 3), CT in the window `view`; None where there is none.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import gradio as gr
@@ -20,7 +21,7 @@ from mediffuse.translate import Settings, Translation, Translator
 from mediffuse.translate.checkpoints import Checkpoints
 from mediffuse.translate.slices import to_slice
 from mediffuse.translate.volumes import of_anatomy
-from mediffuse.ui import controls, ready, runs, store
+from mediffuse.ui import controls, ready, runs, store, truths
 from mediffuse.ui.asked import SPEED_CHOICES, AskedContours, AskedSlice, parameters
 from mediffuse.ui.batch import Batch
 from mediffuse.ui.contour_controls import ContourControls
@@ -192,12 +193,8 @@ class SliceControls:
             height=120,
             elem_id=f"{name}-truth",
         )
-        self.components["truth_contrast"] = gr.Radio(
-            [("what its file tells", "auto"), *((text, text) for text in CONTRASTS), ("another", "other")],
-            value="auto",
-            label="Contrast of the real MRI",
-            visible=self.options.target == "MR" and first is not None,
-            elem_id=f"{name}-truth-contrast",
+        self.components["truth_contrast"] = truths.contrast_choice(
+            name, visible=self.options.target == "MR" and first is not None
         )
 
 
@@ -215,7 +212,7 @@ class SliceTab:
         gr.Markdown(options.about, elem_classes="about")
         self.controls = SliceControls(options, self.ready)
         self.controls.scan()
-        self.bar = controls.Bar(options.direction, status(_MADE_BEFORE) if opening else "")
+        self.bar = controls.Bar(options.direction, status(ready.MADE_BEFORE) if opening else "")
         self.contours: ContourControls | None = None
         with gr.Row(elem_classes="work"):
             self.controls.settings(translator.checkpoints.speeds(options.direction))
@@ -296,6 +293,8 @@ class SliceTab:
         self.bar.on_wait(SLICES)
         running = self.bar.go.click(self.run, **self.run_options, api_name=self.options.api)
         self.bar.clear_after(running)
+        # Settings may have been changed meanwhile.
+        self._mark_after(running.success)
         at_once = [self.components[name].input for name in ("contrast", "speed")]
         if self.contours:
             at_once += self.contours.released
@@ -390,8 +389,10 @@ class SliceTab:
         changing = [self.components[name] for name in names]
         if self.contours:
             changing += self.contours.components.values()
-        gr.on(
-            [component.input for component in changing],
+        self._mark_after(partial(gr.on, [component.input for component in changing]))
+
+    def _mark_after(self, event: Callable[..., Dependency]) -> None:
+        event(
             self.mark,
             self.state,
             self.bar.line,
@@ -526,7 +527,7 @@ class SliceTab:
             return gr.skip()
         if state == OPENED:
             if self.ready.number_of(asked) is not None:
-                return status(_MADE_BEFORE)
+                return status(ready.MADE_BEFORE)
             if asked.scan != str(self.options.examples[0].scan):
                 return gr.skip()
         elif state.is_of(asked):
@@ -673,9 +674,6 @@ class SliceTab:
         return {self.panel.input: slice_picture(self._slice(asked), asked.view)}
 
 
-_MADE_BEFORE = "An example, translated beforehand by Fast. Press Translate to do it again."
-
-
 def _said(result: SliceResult, asked: AskedSlice) -> str:
     """What there is to say of a result."""
     return " ".join([_done(result), *result.warnings(asked.truth)])
@@ -683,7 +681,7 @@ def _said(result: SliceResult, asked: AskedSlice) -> str:
 
 def _done(result: SliceResult) -> str:
     if result.beforehand:
-        return _MADE_BEFORE
+        return ready.MADE_BEFORE
     settings = result.translation.settings
     text = f"Done in {result.translation.seconds:.2f} s"
     if SPEED_CHOICES[settings.speed].sampled:

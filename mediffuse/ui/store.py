@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import multiprocessing
 import os
 import shutil
 import signal
@@ -75,9 +76,12 @@ def take_all_temporary_files() -> None:
 
 
 def leave_on_sigterm() -> None:
-    """End the process at SIGTERM, its folder deleted, whatever its threads are doing. For the main thread."""
+    """End the process at SIGTERM, with those it forked (ZeroGPU's) and its folder deleted, whatever its threads are
+    doing. For the main thread."""
 
     def end(*_) -> None:
+        for child in multiprocessing.active_children():
+            child.kill()
         shutil.rmtree(own_folder(), ignore_errors=True)
         os._exit(128 + signal.SIGTERM)
 

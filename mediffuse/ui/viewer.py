@@ -43,11 +43,12 @@ _TEMPLATE = """<div class="viewer" hidden>
     </div>
     <label>Zoom <input class="zoom" type="range" min="1" max="6" step="0.1" value="1"></label>
     <label><input class="cross" type="checkbox" checked>Crosshair</label>
+    <button class="whole" type="button">Full screen</button>
   </div>
   <div class="views" data-drag="crosshair"></div>
   <div class="slices">
-    <span class="range"></span>
-    <svg class="curve" viewBox="0 0 100 40" preserveAspectRatio="none" role="img">
+    <span class="range made"></span>
+    <svg class="curve made" viewBox="0 0 100 40" preserveAspectRatio="none" role="img">
       <polyline fill="none" vector-effect="non-scaling-stroke"></polyline>
       <line y1="0" y2="40" vector-effect="non-scaling-stroke"></line>
     </svg>
@@ -77,14 +78,14 @@ class Layer:
 
 
 def build(elem_id: str) -> gr.HTML:
-    """The viewer, empty; `show` fills it."""
+    """The viewer, empty; `show` fills it. Its event "load" says that it is on the page, where it comes with its tab."""
     share = np.linspace(0, 1, 256)
     palettes = {"error": error_colours(2 * share - 1), "spread": uncertainty_colours(share[None])[0]}
     text = json.dumps({role: colours.tolist() for role, colours in palettes.items()})
     return gr.HTML(
         value="",
         html_template=_TEMPLATE,
-        js_on_load=f"element.show = ({SCRIPT.read_text(encoding='utf-8')})(element, {text});",
+        js_on_load=f"element.show = ({SCRIPT.read_text(encoding='utf-8')})(element, {text}); trigger('load');",
         elem_id=elem_id,
     )
 
@@ -97,12 +98,15 @@ def show(elem_id: str) -> str:
         ...about.layers[i], url: file.url
       }}));
       const holder = [document.querySelector("#{elem_id}"), ...document.querySelectorAll("#{elem_id} *")];
-      holder.find((e) => e.show)?.show({{ ...about, layers }});
+      holder.find((e) => e?.show)?.show({{ ...about, layers }});
     }}"""
 
 
-def describe(layers: Sequence[Layer], scan: Scan, scores: Sequence[tuple[int, float, float]] = ()) -> str:
-    """Layers on the grid of `scan`, and (axial slice, PSNR, SSIM) of some slices, as JSON for `show`."""
+def describe(
+    layers: Sequence[Layer], scan: Scan, scores: Sequence[tuple[int, float, float]] = (), **more: object
+) -> str:
+    """Layers on the grid of `scan`, and (axial slice, PSNR, SSIM) of some slices, as JSON for `show`; with it `more`,
+    for others."""
     orientation = nib.io_orientation(scan.native_affine)
     axes = [[int(np.flatnonzero(orientation[:, 0] == axis)[0])] for axis in range(3)]
     for axis in axes:
@@ -112,6 +116,7 @@ def describe(layers: Sequence[Layer], scan: Scan, scores: Sequence[tuple[int, fl
         "axes": axes,
         "affine": scan.affine.tolist(),
         "scores": [[index, *map(float, values)] for index, *values in scores if np.isfinite(values).all()],
+        **more,
     }
     return json.dumps(about)
 

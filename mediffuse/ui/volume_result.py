@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from dataclasses import dataclass, field, replace
+import threading
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import gradio as gr
@@ -19,16 +21,18 @@ from mediffuse.scan import Scan, ScanError
 from mediffuse.scan.deface import defaced, face_mask
 from mediffuse.scan.formats import stem_of
 from mediffuse.scan.guard import read_scan
-from mediffuse.scan.plausibility import contrast_of
 from mediffuse.scan.resample import registered, resampled
 from mediffuse.scan.write import write_dicom, write_nifti
 from mediffuse.translate.volumes import VolumeTranslation
-from mediffuse.ui import viewer
+from mediffuse.ui import truths, viewer
 from mediffuse.ui.asked import AskedVolume
 from mediffuse.ui.controls import Values, score_table
 from mediffuse.ui.uploads import open_volume
 from mediffuse.ui.viewer import Layer
-from mediffuse.ui.words import MODALITY_TITLES, UNITS, score_row
+from mediffuse.ui.words import EXPLAINED, MODALITY_TITLES, UNITS, score_row, scores_in_words
+
+_looking = threading.Lock()
+"""A face is sought by one visitor at a time: a scan that is shown without it waits in no queue for volumes."""
 
 _ROLES = {"input": "Input", "made": "Synthetic", "truth": "Real"}
 
@@ -107,7 +111,8 @@ def face_of(scan: Scan, asked: AskedVolume) -> np.ndarray | None:
     if not asked.deface:
         return None
     try:
-        return face_mask(scan)
+        with _looking:
+            return face_mask(scan)
     except ScanError as error:
         raise gr.Error(str(error), duration=None, print_exception=False) from error
 
@@ -119,7 +124,7 @@ def write_results(
     about = {"defaced": asked.deface}
     layers = [
         input_layer(scan, folder),
-        _titled(anatomy_layer(scan, made.voxels, "made", made.modality, folder, **about), asked.contrast),
+        _titled(anatomy_layer(scan, made.voxels, "made", made.modality, folder, **about), made.settings.contrast),
     ]
     stem = stem_of(scan.name) or "scan"
     title = f"{stem}_synthetic_{MODALITY_TITLES[made.modality]}"
@@ -138,64 +143,86 @@ def write_results(
 class Compared:
     """A comparison with a ground truth as it is shown; empty without one.
 
-    by_slice: (axial slice, PSNR, SSIM) by protocol "paper". refused: why it could not be made, to be raised once the
-    rest is shown.
+    scores: the means over slices, by protocol; tissues: as in `compare.Comparison`. by_slice: (axial slice, PSNR, SSIM)
+    by protocol "paper". refused: why it could not be made, to be raised once the rest is shown.
     """
 
-    rows: list[list[str]] = field(default_factory=list)
+    scores: list[Scores] = field(default_factory=list)
+    tissues: dict[str, float] = field(default_factory=dict)
     by_slice: list[tuple[int, float, float]] = field(default_factory=list)
     layers: list[LayerFile] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     refused: gr.Error | None = None
 
 
-def compare(scan: Scan, made: np.ndarray, asked: AskedVolume, folder: Path, face: np.ndarray | None) -> Compared:
-    """Compare a made volume with the ground truth asked for, if any. face: what is blanked in all three alike."""
+@dataclass(frozen=True)
+class Made:
+    """What is known of a made volume wherever it is shown. recipe: `AskedVolume.recipe` of what it was made by.
+
+    contrast: of a synthetic MRI. done: that it is done, in a sentence; notes: what else there is to say.
+    """
+
+    recipe: str
+    contrast: str
+    done: str
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def said(self) -> str:
+        return " ".join([self.done, *self.notes])
+
+
+def made_of(about: str | None) -> Made | None:
+    """What is shown now, if it is a translation. about: `VolumeShown.about`."""
+    found = json.loads(about).get("made") if about else None
+    return found and Made(**found)
+
+
+def compare(
+    scan: Scan, made: np.ndarray, contrast: str, asked: AskedVolume, folder: Path, face: np.ndarray | None
+) -> Compared:
+    """Compare a made volume with the ground truth asked for, if any.
+
+    contrast: of a made MRI. face: what is blanked in all three alike.
+    """
     target = modalities(asked.direction)[1]
     if not asked.truth:
         return Compared()
     try:
         truth = open_volume(asked.truth, target, prefix="Ground truth: ")
         notes = [f"Ground truth: {warning}" for warning in truth.warnings]
-        contrast = contrast_of(truth) if target == "MR" else None
+        real = truths.contrast(truth, asked.truth_contrast)
         truth, done = _onto(scan, truth, asked.register)
         truth = defaced(truth, face)
         layer = anatomy_layer(scan, truth.voxels, "truth", target, folder, limits=truth.limits)
-        layer = _titled(layer, contrast)
-        if contrast not in (None, asked.contrast):
-            real = "of another contrast" if contrast == "other" else f"a {contrast}"
-            text = f"The real MRI is {real}, this a synthetic {asked.contrast}: they are not scored against each other."
-            return Compared(layers=[layer], notes=[*notes, *done, text])
+        layer = _titled(layer, real)
+        notes += done
+        if target == "MR" and real != contrast:
+            return Compared(layers=[layer], notes=[*notes, truths.not_scored(real, contrast)])
         comparison = compare_volumes(made, scan, truth)
     except gr.Error as error:
         return Compared(refused=error)
     except ScanError as error:
         return Compared(refused=gr.Error(f"Ground truth: {error}", duration=None, print_exception=False))
-    layers = [
-        layer,
-        map_layer(scan, comparison.error, "error", target, folder, defaced=asked.deface),
-    ]
-    return Compared(_mean_rows(comparison, target), _by_slice(comparison), layers, [*notes, *done])
+    layers = [layer, map_layer(scan, comparison.error, "error", target, folder, defaced=asked.deface)]
+    return Compared(means(comparison), comparison.tissues, _by_slice(comparison), layers, notes)
 
 
 def _titled(file: LayerFile, contrast: str | None) -> LayerFile:
-    """With the contrast in its title, if it is an MRI."""
-    if file.layer.modality == "CT":
-        return file
-    title = f"{file.layer.title} ({contrast or 'contrast not known'})"
+    title = truths.titled(file.layer.title, file.layer.modality, contrast)
     return replace(file, layer=replace(file.layer, title=title))
 
 
-def _mean_rows(comparison: VolumeComparison, modality: str) -> list[list[str]]:
+def means(comparison: VolumeComparison) -> list[Scores]:
+    """The scores' means over slices, by protocol."""
     by_protocol: dict[str, list[Scores]] = {}
     for _, slice_scores in comparison.slices:
         for scores in slice_scores:
             by_protocol.setdefault(scores.protocol, []).append(scores)
-    means = [
+    return [
         Scores(protocol, *(float(np.mean([getattr(s, name) for s in found])) for name in ("psnr", "ssim", "mae")))
         for protocol, found in by_protocol.items()
     ]
-    return [score_row(mean, modality) for mean in means]
 
 
 def _by_slice(comparison: VolumeComparison) -> list[tuple[int, float, float]]:
@@ -225,19 +252,75 @@ def _onto(scan: Scan, truth: Scan, register: bool) -> tuple[Scan, list[str]]:
     return moved, notes
 
 
-class VolumePanel:
-    """The components of the Volume tab that show a result."""
+@dataclass(frozen=True)
+class VolumeShown:
+    """What the panel shows: paths of layers and, as JSON, what they are (`viewer.describe`, with `Made` as "made"); the
+    scores as rows and in words; paths of files to download."""
 
-    def __init__(self) -> None:
+    layers: list[str] = field(default_factory=list)
+    about: str = ""
+    rows: list[list[str]] = field(default_factory=list)
+    words: str = ""
+    files: list[str] = field(default_factory=list)
+
+
+def scored(scores: list[Scores], tissues: dict[str, float], direction: str) -> dict:
+    """The fields of `VolumeShown` that tell how good it is."""
+    target = modalities(direction)[1]
+    # What is usual was measured in central slices, so it says nothing of a whole head.
+    words = scores_in_words(scores, tissues, direction, target, bundled=False)
+    return {"rows": [score_row(one, target) for one in scores], "words": words}
+
+
+def shown(
+    scan: Scan,
+    layers: list[LayerFile],
+    direction: str,
+    compared: Compared = Compared(),
+    made: Made | None = None,
+    *,
+    wanted: bool = False,
+) -> VolumeShown:
+    """What shows `layers`, and those of a comparison, on the grid of `scan`.
+
+    wanted: whether the page is to have it translated, which the text `about` then tells.
+    """
+    layers = [*layers, *compared.layers]
+    more = {"made": asdict(replace(made, notes=[*made.notes, *compared.notes]))} if made else {"wanted": wanted}
+    about = viewer.describe([each.layer for each in layers], scan, compared.by_slice, **more)
+    return VolumeShown([each.path for each in layers], about, **scored(compared.scores, compared.tissues, direction))
+
+
+class VolumePanel:
+    """The components of the Volume tab that show a result. opening: what they show from the start."""
+
+    def __init__(self, opening: VolumeShown) -> None:
         with gr.Column(scale=5, min_width=300, elem_classes="shown"):
-            viewer.build("volume-viewer")
-            self.scores = score_table("volume", "Mean over slices")
-            self.files = gr.File(label="Results", file_count="multiple", visible=False, elem_id="volume-files")
+            self.viewer = viewer.build("volume-viewer")
+            with gr.Accordion(
+                opening.words, open=False, visible=bool(opening.words), elem_id="volume-words"
+            ) as self.words:
+                gr.Markdown(EXPLAINED)
+            self.scores = score_table("volume", "Mean over slices", opening.rows)
+            self.files = gr.File(
+                opening.files or None,
+                label="Download (NIfTI in the input's space)",
+                file_count="multiple",
+                interactive=False,
+                visible=bool(opening.files),
+                elem_id="volume-files",
+            )
             # What the viewer draws: files for their addresses, and what they are.
             self.layers = gr.File(
-                label="NIfTI of each layer", file_count="multiple", visible="hidden", elem_id="volume-layers"
+                opening.layers or None,
+                label="NIfTI of each layer",
+                file_count="multiple",
+                visible="hidden",
+                elem_id="volume-layers",
             )
-            self.about = gr.Textbox(label="Layers and scores by slice (JSON)", visible="hidden", elem_id="volume-about")
+            self.about = gr.Textbox(
+                opening.about, label="Layers and scores by slice (JSON)", visible="hidden", elem_id="volume-about"
+            )
 
     @property
     def drawn(self) -> list[Component]:
@@ -246,16 +329,17 @@ class VolumePanel:
 
     @property
     def outputs(self) -> list[Component]:
-        """All of it."""
-        return [*self.drawn, self.files, self.scores]
+        """All of it; last what is for the page alone."""
+        return [*self.drawn, self.files, self.scores, self.words]
 
-    def draw(self, scan: Scan, layers: list[LayerFile], compared: Compared = Compared()) -> Values:
-        """Values for the viewer, which shows `layers` on the grid of `scan`, and for the table."""
-        layers = [*layers, *compared.layers]
+    def show(self, what: VolumeShown) -> Values:
+        """Values that show it; without files, those of the last result stay."""
         return {
-            self.layers: [each.path for each in layers],
-            self.about: viewer.describe([each.layer for each in layers], scan, compared.by_slice),
-            self.scores: gr.Dataframe(compared.rows, visible=bool(compared.rows)),
+            self.layers: what.layers,
+            self.about: what.about,
+            self.scores: gr.Dataframe(what.rows, visible=bool(what.rows)),
+            self.words: gr.Accordion(label=what.words, visible=bool(what.words)),
+            **({self.files: gr.File(what.files, visible=True)} if what.files else {}),
         }
 
     def empty(self) -> Values:
@@ -265,4 +349,5 @@ class VolumePanel:
             self.about: "",
             self.files: gr.File(None, visible=False),
             self.scores: gr.Dataframe([], visible=False),
+            self.words: gr.Accordion(visible=False),
         }

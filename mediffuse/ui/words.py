@@ -48,7 +48,11 @@ def spread_label(modality: str) -> str:
     return f"Uncertainty 0–{UNCERTAINTY_SCALE[modality]:.0f} {UNITS[modality]} (SD)"
 
 
-_TISSUES = {"mae_bone": "bone", "mae_soft": "soft tissue", "mae_air": "air"}
+_TISSUES = {
+    "mae_bone": "bone {mae_bone:.0f} HU",
+    "mae_soft": "soft tissue {mae_soft:.0f} HU",
+    "mae_air": "air in sinuses and ears ({share_air:.1%} of the head) {mae_air:.0f} HU",
+}
 
 EXPLAINED = """
 - **MAE**: mean absolute error, by how much a pixel is off on average; 0 is perfect. For a CT in HU, where air is at
@@ -57,6 +61,8 @@ EXPLAINED = """
   rough, 30 is close. A blurred picture may score well.
 - **SSIM**: structural similarity, whether patterns agree, from 0 (not at all) to 1 (the same).
 - **Dice**: how much two outlines overlap, from 0 to 100 %.
+- **Air** is what lies in the sinuses and ears; nothing around the head is counted. Where a model fills a sinus, it is
+  off by 1000 HU there: the figure tells of few pixels.
 - *paper*: as the published project measured it, both pictures in 8 bits and the whole frame, air too.
 - *synthrad*: as the SynthRAD2023 challenge does, in the head alone; a CT in HU, an MRI in shares of the real one's
   range.
@@ -81,7 +87,7 @@ def usual(direction: str, protocol: str, path: Path = RESULTS) -> dict[str, floa
 def scores_in_words(
     scores: Iterable[Scores], tissues: dict[str, float], direction: str, modality: str, *, bundled: bool
 ) -> str:
-    """How good a synthetic CT or MR is, in a sentence or two. tissues: as in `metrics.tissues`, of a CT.
+    """How good a synthetic CT or MR is, in a sentence or two. tissues: as in `compare.Comparison`.
 
     bundled: whether it was made by what `usual` tells of.
     """
@@ -102,7 +108,7 @@ def scores_in_words(
     where = "in the head" if in_head else "in the picture"
     text = f"Against the real {MODALITY_TITLES[modality]}, a pixel {where} is off by {off} on average; "
     text += f"PSNR {value('psnr', '{:.1f} dB')}, SSIM {value('ssim', '{:.2f}')}."
-    known = [f"{title} {tissues[name]:.0f} HU" for name, title in _TISSUES.items() if _is_number(tissues, name)]
+    known = [text.format(**tissues) for name, text in _TISSUES.items() if _is_number(tissues, name)]
     if known:
         text += f" By tissue: {', '.join(known)}."
     if _is_number(tissues, "dice_bone"):

@@ -31,7 +31,6 @@ def test_axe_finds_nothing_serious(page: Page, address, theme):
         expect(page.locator(f"#{name}-made img")).to_have_attribute("alt", made)
         assert not violations(page), title
     open_tab(page, "Volume")
-    page.click("#volume-example-0")
     shows(page, "input+made+truth")
     page.locator("#volume-viewer .choices input[value=error]").check()
     shows(page, "input+made+truth+error")

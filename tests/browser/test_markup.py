@@ -9,6 +9,7 @@ from playwright.sync_api import Page, expect
 
 from mediffuse.ui.examples import CT
 from tests.browser.test_page import TIMEOUT, open_tab, upload
+from tests.browser.test_volume import clear_scan
 
 pytestmark = pytest.mark.browser
 MARKUP = "<img src=x class=injected onerror=alert(1)>"
@@ -30,6 +31,7 @@ def test_the_name_of_a_file_is_no_markup(page: Page, tmp_path):
     expect(page.locator("#ct2mr-status")).to_contain_text("Done in", timeout=TIMEOUT)
     nothing_injected(page)
     open_tab(page, "Volume")
+    clear_scan(page)
     page.locator("#volume-scan input[type=file]").set_input_files(good)
     expect(page.locator("#volume-status")).to_contain_text("voxels of", timeout=TIMEOUT)
     nothing_injected(page)
@@ -45,6 +47,7 @@ def test_the_texts_of_a_dicom_series_are_no_markup(page: Page, two_series, tmp_p
             part.save_as(path)
             archive.write(path, f"{path.parent.name}/{path.name}")
     open_tab(page, "Volume")
+    clear_scan(page)
     page.locator("#volume-scan input[type=file]").set_input_files(tmp_path / "both.zip")
     choice = page.locator("#volume-series")
     expect(choice).to_be_visible(timeout=TIMEOUT)

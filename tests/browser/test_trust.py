@@ -1,5 +1,6 @@
 """What a visitor sees before doing anything, and that nothing old, wrong or of another contrast passes for a result."""
 
+import asyncio
 import re
 
 import nibabel as nib
@@ -7,8 +8,10 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
-from mediffuse.ui.examples import T1
+from mediffuse.ui.examples import CT, T1
+from tests import serving, tiny
 from tests.browser.test_page import TIMEOUT, expect_picture, open_tab, source, upload
+from tools.load import Busy, Visitor, volume_values
 
 pytestmark = pytest.mark.browser
 TABS = {"CT → MRI": "ct2mr", "Contours → MRI": "contour2mr", "MRI → CT": "mr2ct"}
@@ -72,6 +75,16 @@ def test_another_setting_marks_the_result_as_old_until_it_is_taken_back(page: Pa
     guidance.fill("1")
     expect(status(page)).to_contain_text("seed 0", timeout=TIMEOUT)
     assert not is_old(page)
+
+
+def test_what_was_asked_for_before_the_settings_changed_is_old_when_it_comes(page: Page):
+    page.locator("#ct2mr-speed").get_by_text("Diffusion").click()
+    page.locator("#ct2mr-steps input[type=number]").fill("30")
+    page.click("#ct2mr-go")
+    expect(status(page)).to_contain_text("Step", timeout=TIMEOUT)
+    page.locator("#ct2mr-seed input").fill("5")
+    expect(page.locator("#ct2mr-earlier")).to_contain_text("seed 0", timeout=TIMEOUT)
+    expect(status(page)).to_contain_text("other settings", timeout=TIMEOUT)
 
 
 def test_a_threshold_marks_as_old_and_is_remade_when_it_is_let_go_of(page: Page):
@@ -171,6 +184,39 @@ def test_an_error_ends_the_wait(page: Page, tmp_path):
     expect(page.locator("#ct2mr-stop")).to_be_hidden()
     page.click("#ct2mr-example-0")
     expect(page.locator("#ct2mr-scores")).to_contain_text("synthrad", timeout=TIMEOUT)
+
+
+def test_a_full_queue_ends_the_wait(browser, tmp_path):
+    """Of one volume that is translated, one that waits, and a visitor for whom there is no room."""
+
+    async def begin(address: str, functions: dict[str, int]) -> tuple[str, str]:
+        async with Visitor(address, functions) as visitor:
+            values = volume_values(await visitor.upload(CT), speed="diffusion", steps=100)
+            while True:
+                try:
+                    return visitor.session, await visitor.join("volume", values)
+                except Busy:  # the one before has not begun yet
+                    await asyncio.sleep(0.1)
+
+    async def stop(address: str, functions: dict[str, int], session: str, event: str) -> None:
+        async with Visitor(address, functions, session) as visitor:
+            await visitor.cancel("volume", event)
+
+    with serving.served(tiny.save_all(tmp_path), queue=1) as demo:
+        page = browser.new_page()
+        page.goto(demo.local_url)
+        page.locator("#ct2mr-scan input[type=file]").set_input_files(CT)
+        expect(status(page)).to_contain_text("Done in", timeout=TIMEOUT)
+        functions = {fn.api_name: number for number, fn in demo.fns.items() if fn.api_name}
+        server = demo.local_url.rstrip("/"), functions
+        others = [serving.in_a_loop(begin(*server)) for _ in range(2)]
+        page.click("#ct2mr-go")
+        expect(page.locator(".toast-body.error")).to_be_visible(timeout=TIMEOUT)
+        expect(status(page)).to_contain_text("Not translated", timeout=TIMEOUT)
+        expect(page.locator("#ct2mr-stop")).to_be_hidden()
+        page.close()
+        for other in others:
+            serving.in_a_loop(stop(*server, *other))
 
 
 def test_on_a_phone_the_result_comes_before_the_settings(page: Page):

@@ -2,6 +2,7 @@
 
 import re
 from io import BytesIO
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -32,9 +33,121 @@ def values(page: Page) -> list[float]:
     return [float(text.split()[0]) for text in page.locator("#volume-viewer figure:visible .value").all_inner_texts()]
 
 
+def status(page: Page):
+    return page.locator("#volume-status .status")
+
+
+def is_old(page: Page) -> bool:
+    """Whether what was made is greyed out, once its fading has ended, and what was not made is not."""
+    page.wait_for_timeout(1500)
+    opacity = "figure => Number(getComputedStyle(figure).opacity)"
+    figures = page.locator("#volume-viewer figure")
+    given, made = (figures.nth(layer).evaluate(opacity) for layer in (0, 1))
+    assert given == 1
+    return made < 0.5
+
+
+def clear_scan(page: Page) -> None:
+    page.locator("#volume-scan").get_by_label("Clear").click()
+    expect(page.locator("#volume-scores")).to_be_hidden(timeout=TIMEOUT)
+
+
+def truth_of(page: Page, path: Path) -> None:
+    """Give another real scan in place of the one that is there."""
+    page.locator("#volume-truth").get_by_label("Clear").click()
+    expect(page.locator("#volume-scores")).to_be_hidden(timeout=TIMEOUT)
+    page.locator("#volume-truth input[type=file]").set_input_files(path)
+
+
+def test_first_sight_is_a_finished_example(page: Page, address):
+    asked = []
+    page.on("request", lambda request: asked.append(request.url) if "queue/join" in request.url else None)
+    open_tab(page, "Volume")
+    for _ in range(2):
+        shows(page, "input+made+truth")
+        expect(status(page)).to_contain_text("beforehand")
+        expect(page.locator("#volume-words")).to_contain_text("on average")
+        expect(page.locator("#volume-scores")).to_contain_text("synthrad")
+        expect(page.locator("#volume-files")).to_contain_text("head_ct_synthetic_MRI")
+        expect(page.locator("#volume-viewer .here")).to_contain_text("10: PSNR")
+        assert drawn(page, 1).mean() > 20
+        # It is there too after a look at another tab.
+        open_tab(page, "CT → MRI")
+        open_tab(page, "Volume")
+    assert not asked
+    # The other example comes as soon as it is asked for, by its button or by the direction.
+    page.locator("#volume-direction").get_by_label("MRI → CT").check()
+    expect(page.locator("#volume-viewer figure").nth(1)).to_contain_text("Synthetic CT", timeout=TIMEOUT)
+    expect(page.locator("#volume-scan")).to_contain_text("head_t1")
+    expect(page.locator("#volume-words")).to_contain_text("air in sinuses and ears")
+    page.click("#volume-example-0")
+    expect(page.locator("#volume-viewer figure").nth(1)).to_contain_text("Synthetic MRI (T1)", timeout=TIMEOUT)
+    expect(status(page)).to_contain_text("beforehand")
+
+
+def test_another_setting_marks_the_volume_as_old_until_it_is_taken_back(page: Page):
+    open_tab(page, "Volume")
+    shows(page, "input+made+truth")
+    assert not is_old(page)
+    contrast = page.locator("#volume-contrast")
+    contrast.get_by_label("T2").check()
+    expect(status(page)).to_have_class(re.compile("old"), timeout=TIMEOUT)
+    assert is_old(page)
+    contrast.get_by_label("T1").check()
+    expect(status(page)).to_contain_text("beforehand", timeout=TIMEOUT)
+    assert not is_old(page)
+    # What Fast does not know of changes nothing; a pass more does.
+    page.locator("#volume-speed").get_by_text("Diffusion").click()
+    expect(status(page)).to_have_class(re.compile("old"), timeout=TIMEOUT)
+    page.locator("#volume-speed").get_by_text("Fast").click()
+    expect(status(page)).to_contain_text("beforehand", timeout=TIMEOUT)
+    # An example that was not made beforehand as it is asked for is translated by itself.
+    contrast.get_by_label("T2").check()
+    page.click("#volume-example-0")
+    expect(status(page)).to_contain_text("slices", timeout=TIMEOUT)
+    page.click("#volume-stop")
+    expect(status(page)).to_contain_text("Stopped", timeout=TIMEOUT)
+
+
+def test_the_contrast_of_a_real_mri_is_asked_for_and_nothing_scored_across(page: Page, tmp_path):
+    open_tab(page, "Volume")
+    shows(page, "input+made+truth")
+    nib.save(nib.load(T1), tmp_path / "scan.nii.gz")
+    truth_of(page, tmp_path / "scan.nii.gz")
+    expect(status(page)).to_contain_text("T1 or a T2", timeout=TIMEOUT)
+    expect(page.locator("#volume-viewer figure").nth(2)).to_contain_text("Real MRI (contrast not known)")
+    for what in ("#volume-scores", "#volume-words", "#volume-viewer .curve"):
+        expect(page.locator(what)).to_be_hidden()
+    told = page.locator("#volume-truth-contrast")
+    told.get_by_label("T1").check()
+    expect(page.locator("#volume-scores")).to_contain_text("synthrad", timeout=TIMEOUT)
+    expect(page.locator("#volume-viewer .curve")).to_be_visible()
+    told.get_by_label("T2").check()
+    expect(status(page)).to_contain_text("not scored", timeout=TIMEOUT)
+    expect(page.locator("#volume-viewer figure").nth(2)).to_contain_text("Real MRI (T2)")
+    expect(page.locator("#volume-scores")).to_be_hidden()
+
+
+def test_a_volume_of_the_wrong_modality_is_said_and_turned(page: Page, tmp_path):
+    open_tab(page, "Volume")
+    shows(page, "input+made+truth")
+    nib.save(nib.load(T1), tmp_path / "mine.nii.gz")
+    clear_scan(page)
+    page.locator("#volume-scan input[type=file]").set_input_files(tmp_path / "mine.nii.gz")
+    expect(page.locator("#volume-notice")).to_contain_text("looks like an MRI", timeout=TIMEOUT)
+    expect(status(page)).to_contain_text("seems to be no CT")
+    shows(page, "input")
+    page.get_by_role("button", name="Translate it MRI → CT").click()
+    expect(page.locator("#volume-turn")).to_be_hidden(timeout=TIMEOUT)
+    expect(page.locator("#volume-viewer figure")).to_contain_text("Input MRI")
+    expect(page.locator("#volume-direction").get_by_label("MRI → CT")).to_be_checked()
+    expect(page.locator("#volume-truth")).to_contain_text("Real CT")
+    expect(page.locator("#volume-truth")).not_to_contain_text("head_t1")  # the example's
+
+
 def test_a_head_goes_in_and_comes_out_in_its_place(page: Page, tmp_path):
     open_tab(page, "Volume")
-    page.click("#volume-example-0")  # which runs by itself
+    page.click("#volume-go")
     expect(page.locator("#volume-status")).to_contain_text("Done: 20 slices", timeout=TIMEOUT)
     shows(page, "input+made+truth")
     expect(page.locator("#volume-scores")).to_contain_text("synthrad")
@@ -68,17 +181,12 @@ def test_a_head_goes_in_and_comes_out_in_its_place(page: Page, tmp_path):
     np.testing.assert_allclose(made.affine, given.affine, atol=1e-4)
     assert "SYNTHETIC" in str(made.header["descrip"])
     # Without its ground truth, the result stays and the comparison goes.
-    page.locator("#volume-truth").get_by_label("Clear").click()
-    expect(page.locator("#volume-scores")).to_be_hidden(timeout=TIMEOUT)
-    shows(page, "input+made")
-    expect(page.locator("#volume-viewer .curve")).to_be_hidden()
-    page.locator("#volume-truth input[type=file]").set_input_files(T1)
+    truth_of(page, T1)
     expect(page.locator("#volume-scores")).to_contain_text("synthrad", timeout=TIMEOUT)
 
 
 def test_the_viewer_by_keyboard_mouse_and_slider(page: Page):
     open_tab(page, "Volume")
-    page.click("#volume-example-0")
     shows(page, "input+made+truth")
     viewer, slider = page.locator("#volume-viewer"), page.locator("#volume-viewer .slice")
     plane, here = viewer.locator("canvas").first, viewer.locator(".here")
@@ -118,6 +226,7 @@ def test_the_viewer_by_keyboard_mouse_and_slider(page: Page):
 
 def test_a_series_is_chosen_from_a_zip(page: Page, two_series):
     open_tab(page, "Volume")
+    clear_scan(page)
     page.locator("#volume-scan input[type=file]").set_input_files(two_series)
     choice = page.locator("#volume-series")
     expect(choice).to_be_visible(timeout=TIMEOUT)
@@ -132,10 +241,12 @@ def test_a_bad_volume_is_explained_and_the_tab_lives(page: Page, tmp_path):
     open_tab(page, "Volume")
     bad = tmp_path / "cut.nii.gz"
     bad.write_bytes(CT.read_bytes()[:50_000])
+    clear_scan(page)
     page.locator("#volume-scan input[type=file]").set_input_files(bad)
     expect(page.locator(".toast-body.error")).to_be_visible(timeout=TIMEOUT)
     page.click("#volume-example-1")
-    shows(page, "input")
+    shows(page, "input+made+truth")
+    page.click("#volume-go")
     expect(page.locator("#volume-status")).to_contain_text("slices", timeout=TIMEOUT)
     page.click("#volume-stop")
     expect(page.locator("#volume-status")).to_contain_text("Stopped", timeout=TIMEOUT)

@@ -19,6 +19,7 @@ from mediffuse.evaluate import summary
 from mediffuse.evaluate.__main__ import main
 from mediffuse.evaluate.calibration import FRACTIONS, calibration
 from mediffuse.evaluate.candidates import Sources
+from mediffuse.evaluate.measure import Store
 from mediffuse.evaluate.registration import misregistration
 from mediffuse.evaluate.score import grey, score_rows
 from mediffuse.metrics import body_mask
@@ -210,6 +211,23 @@ def test_a_stopped_run_goes_on_and_gives_the_same(folder, data, tmp_path):
     assert again > before
     evaluate(tmp_path / "part", *given, "--limit", 2)
     assert measured.read_text().count("\n") == again, "nothing is measured twice"
+
+
+def test_what_was_measured_counts_only_with_its_picture_as_it_was(tmp_path):
+    store = Store(tmp_path)
+    picture, digest = store.picture("one", np.eye(8, dtype=np.uint8))
+    store.add("one", {"picture": picture, "picture_sha256": digest})
+    left = store.pictures / ".writing-abc"
+    left.mkdir()
+    again = Store(tmp_path)
+    assert not left.exists()
+    assert again.get("one")["picture"] == picture
+    whole = (tmp_path / picture).read_bytes()
+    for damaged in (whole[:-1], whole[:50] + bytes([whole[50] ^ 1]) + whole[51:]):
+        (tmp_path / picture).write_bytes(damaged)
+        assert again.get("one") is None
+    (tmp_path / picture).unlink()
+    assert again.get("one") is None
 
 
 def test_another_checkpoint_is_measured_anew(folder, data, tmp_path):

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import ROOT
 from tools import fuzz
 
@@ -27,6 +29,12 @@ def test_what_is_looked_for_is_found():
     fuzz.judged({"outcome": "crash", "text": "", "seconds": 0, "left": ["x"]}, "a.nii", row)
     assert row.troubles == {"slow": 4, "path": 2, "no sentence": 1, "crash": 1, "left": 1}
     assert "| 5 | 4 | 0 | 1 | 4 | 1 | 1 | 0 | 2 | 9.0 |" in fuzz.table({"a": row}, {})
+
+
+def test_a_process_that_does_not_start_is_no_finding(tmp_path, monkeypatch):
+    monkeypatch.setattr(fuzz, "START", 0.0)
+    with pytest.raises(RuntimeError, match="does not start"):
+        fuzz.Reader(tmp_path, fuzz.Peak()).ask(path="none.nii", modality="CT", number=1)
 
 
 def run(*options: str) -> subprocess.CompletedProcess:

@@ -1,13 +1,16 @@
 """Scans on other grids."""
 
+import pickle
 import tracemalloc
 from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
-from mediffuse.scan import ScanError
+from mediffuse.evaluate.registration import misregistration
+from mediffuse.scan import ScanError, deface
 from mediffuse.scan.resample import registered, straightened
 from tests.conftest import rotation
 
@@ -30,6 +33,28 @@ def test_registration_finds_a_known_turn(ct, mr):
     )
     _, still = registered(mr, ct)
     assert still < 2.5
+
+
+REGISTRATIONS = {
+    "of a ground truth": lambda ct, mr: registered(mr, ct),
+    "to find the face": lambda ct, mr: deface._register(ct),
+    "of a pair that should lie on each other": lambda ct, mr: misregistration(
+        ct.slice().pixels, mr.slice().pixels, ct.slice().pixels > -200
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REGISTRATIONS)
+def test_a_registration_is_the_same_to_the_bit_with_any_number_of_threads(ct, mr, name):
+    process, found = sitk.ProcessObject, []
+    threads = process.GetGlobalDefaultNumberOfThreads()
+    try:
+        for number in (1, 3):
+            process.SetGlobalDefaultNumberOfThreads(number)
+            found.append(REGISTRATIONS[name](ct, mr))
+    finally:
+        process.SetGlobalDefaultNumberOfThreads(threads)
+    assert pickle.dumps(found[0]) == pickle.dumps(found[1])
 
 
 def test_large_voxels_do_not_make_a_large_grid(ct):

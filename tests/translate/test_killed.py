@@ -43,8 +43,8 @@ def contents(folder):
 
 def test_killed_at_random_and_run_again(scan, checkpoints, tmp_path):
     def start(output) -> subprocess.Popen:
-        words = [scan, "--to", "mri", "--format", "nifti", "--format", "dicom", "--checkpoint", checkpoints]
-        command = [sys.executable, "-m", "mediffuse.translate", *words, "--output", output]
+        words = [scan, "--to", "mri", "--deface", "--format", "nifti", "--format", "dicom"]
+        command = [sys.executable, "-m", "mediffuse.translate", *words, "--checkpoint", checkpoints, "--output", output]
         return subprocess.Popen(
             [*map(str, command)],
             cwd=ROOT,

@@ -1,4 +1,4 @@
-"""A server with tiny checkpoints in this process, and the app as a process of its own."""
+"""A server with tiny checkpoints in this process."""
 
 from __future__ import annotations
 

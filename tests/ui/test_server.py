@@ -1,5 +1,6 @@
 """What the server answers, to whom, and in which words."""
 
+import asyncio
 import contextlib
 import hashlib
 import json
@@ -295,6 +296,29 @@ def test_a_full_disk_is_said(faulty):
     reply = faulty.post("/gradio_api/upload", files={"files": ("scan.nii", b"voxels")})
     assert reply.status_code == 507
     assert reply.text == server.FULL
+
+
+class Slow:
+    """Middleware that lets Gradio wait for its own question whether the page answers."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            await asyncio.sleep(4)
+        await self.app(scope, receive, send)
+
+
+def test_a_page_that_takes_long_to_answer_is_served():
+    with server.Page(analytics_enabled=False) as demo:
+        gr.Textbox()
+    options = {**launch_options(), "app_kwargs": {"middleware": [Middleware(Slow)]}}
+    demo.launch(prevent_thread_lock=True, quiet=True, **options)
+    try:
+        assert httpx.get(demo.local_url, timeout=30).status_code == 200
+    finally:
+        demo.close()
 
 
 def test_a_login_guards_everything_private(checkpoints):
