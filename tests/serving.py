@@ -44,12 +44,12 @@ def served(checkpoints: Path | None = None, queue: int | None = None) -> Iterato
             demo.close()
 
 
-def python(*arguments: object) -> subprocess.CompletedProcess:
+def python(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
     """Run Python on the processor from the root of the repository, to its end; what it prints is UTF-8."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=ROOT,
-        env=tiny.cpu_environment(),
+        env={**tiny.cpu_environment(), **environment},
         check=False,
         capture_output=True,
         encoding="utf-8",

@@ -1,5 +1,6 @@
 """The real command line of each trainer, a few steps on tiny models."""
 
+import csv
 import json
 import re
 import shutil
@@ -19,8 +20,9 @@ from mediffuse.dataset import DatasetError
 from mediffuse.scan import Slice
 from mediffuse.translate import Settings, Translator, direct
 from mediffuse.translate.checkpoints import Checkpoints
-from tests import tiny
+from tests import hub, tiny
 from tests.serving import python
+from train.options import OptionError
 from train.pairs import PairDataset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -146,18 +148,31 @@ def killed(path: Path, *arguments) -> None:
 LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
 
 
+def train_by_two(work: Path, script: str, output: Path, *arguments) -> None:
+    given = ["--config", work / "tiny.yaml", "--checkpoint-every", 1, "--validate-images", 0, "--output", output]
+    done = python(*LAUNCH, ROOT / "train" / script, *given, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def losses(output: Path) -> list[float]:
+    return [float(row["loss"]) for row in csv.DictReader((output / "log.csv").open())]
+
+
+@pytest.fixture(scope="module")
+def by_two(work) -> Path:
+    """A run of train/ip2p.py by two processes."""
+    train_by_two(work, "ip2p.py", work / "two")
+    details = json.loads((work / "two" / "ip2p" / "mediffuse.json").read_text())["training"]
+    assert (details["processes"], details["batch_size"]) == (2, 4)
+    return work / "two"
+
+
 @pytest.mark.parametrize("launch", [[], LAUNCH], ids=["one process", "two processes"])
-def test_killed_at_any_step_a_run_ends_where_an_unbroken_one_ends(work, tmp_path, launch):
+def test_killed_at_any_step_a_run_ends_where_an_unbroken_one_ends(work, tmp_path, launch, request):
     given = [*launch, ROOT / "train" / "ip2p.py", "--config", work / "tiny.yaml", "--checkpoint-every", 1]
     given += ["--validate-images", 0, "--output"]
-    whole = work / "ip2p"  # of one process
-    if launch:
-        whole = tmp_path / "whole"
-        done = python(*given, whole)
-        assert done.returncode == 0, done.stdout + done.stderr
-        details = json.loads((whole / "ip2p" / "mediffuse.json").read_text())["training"]
-        assert (details["processes"], details["batch_size"]) == (2, 4)
-        assert len((whole / "log.csv").read_text().splitlines()) == 5
+    whole = request.getfixturevalue("by_two") if launch else work / "ip2p"
+    assert len(losses(whole)) == 4
     broken = tmp_path / "broken"
     killed(broken / ".checkpoint-2", *given, broken)  # while it is written
     if not launch:
@@ -169,6 +184,30 @@ def test_killed_at_any_step_a_run_ends_where_an_unbroken_one_ends(work, tmp_path
     unbroken, resumed = weights(whole / "ip2p"), weights(broken / "ip2p")
     for name, value in unbroken.items():
         assert torch.equal(value, resumed[name]), name
+
+
+def test_sharded_weights_learn_what_whole_ones_do_and_end_in_an_ordinary_pipeline(work, by_two, tmp_path):
+    given = ["--shard", "true", "--gradient-checkpointing", "true"]
+    train_by_two(work, "ip2p.py", tmp_path, *given)
+    assert losses(tmp_path) == pytest.approx(losses(by_two), rel=1e-4)
+    made = weights(tmp_path / "ip2p")
+    for name, value in weights(by_two / "ip2p").items():
+        torch.testing.assert_close(made[name], value, atol=1e-4, rtol=1e-3)
+    trained = json.loads((tmp_path / "ip2p" / "mediffuse.json").read_text())["training"]["parameters"]
+    for rank in (0, 1):  # half of the weights, of their average and of Adam's two moments
+        assert (tmp_path / "checkpoint-4" / f"shard-{rank}.bin").stat().st_size < 1.3 * trained * 4 * 4 / 2
+    for step in (3, 4):
+        shutil.rmtree(tmp_path / f"checkpoint-{step}")
+    train_by_two(work, "ip2p.py", tmp_path, *given, "--validate-images", 1)  # resumed
+    for name, value in weights(tmp_path / "ip2p").items():
+        assert torch.equal(made[name], value), name
+
+
+def test_two_processes_may_have_samples_of_different_kinds(work, tmp_path):
+    """Where the one has only samples to denoise, and the other only some to compare in pixels."""
+    given = ["--base", work / "ip2p" / "ip2p", "--critic-share", 0.2, "--train-decoder", "true"]
+    train_by_two(work, "onestep.py", tmp_path, *given)
+    assert np.isfinite(losses(tmp_path)).all()
 
 
 def test_cached_latents_are_those_of_fresh_samples_and_are_kept(work, tmp_path):
@@ -184,9 +223,7 @@ def test_cached_latents_are_those_of_fresh_samples_and_are_kept(work, tmp_path):
         latents = vae.encode(torch.from_numpy(np.stack([sample["input"], sample["target"]]))).latent_dist.mode()
     np.testing.assert_allclose(array[3], latents.numpy(), atol=0.01)
     assert json.loads((tmp_path / "latents.json").read_text())["prompts"][3] == sample["prompt"]
-    two = ["--output", tmp_path / "two", "--cache", 6, "--steps", 1, "--validate-images", 0]
-    done = python(*LAUNCH, ROOT / "train" / "ip2p.py", "--config", work / "tiny.yaml", *two)  # each encodes a share
-    assert done.returncode == 0, done.stdout + done.stderr
+    train_by_two(work, "ip2p.py", tmp_path / "two", "--cache", 6, "--steps", 1)  # each encodes a share
     np.testing.assert_array_equal(np.load(tmp_path / "two" / "latents.npy"), array)
     same = [json.loads((folder / "latents.json").read_text()) for folder in (tmp_path, tmp_path / "two")]
     assert same[0] == same[1]
@@ -230,6 +267,35 @@ def test_what_diffusers_own_trainers_can_is_an_option_too(work, tmp_path):
     assert "ct2mr_pictures" in {tag for event in events for tag in event.Tags()["images"]}
     saved = load_file(tmp_path / "out" / "checkpoint-4" / "trained.safetensors")
     assert not any("vae" in name or "base_layer" in name for name in saved)
+
+
+def test_a_finished_pipeline_is_pushed_with_its_card_and_runs_from_the_hub(work, tmp_path):
+    from huggingface_hub import ModelCard
+
+    output = tmp_path / "out"
+    with hub.served() as there:
+        environment = there.environment(tmp_path / "home")
+        given = ["--config", work / "tiny.yaml", "--steps", 1, "--output", output, "--push-to-hub", "me/heads"]
+        done = python("train/ip2p.py", *given, **environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert [repo["visibility"] for repo in there.created] == ["private"]
+        files = {p.relative_to(output / "ip2p").as_posix(): p.read_bytes() for p in (output / "ip2p").rglob("*.*")}
+        assert there.repos == {"me/heads": files}
+        assert {"README.md", "mediffuse.json", "model_index.json", "unet/config.json"} < files.keys()
+        load = "from mediffuse.translate import checkpoints; print(checkpoints.load('me/heads', 'ct2mr'))"
+        assert "size=64, one_step=True" in python("-c", load, **environment).stdout
+        there.refuses = {"/api/models/me/heads/commit/main", "/api/repos/create"}
+        push = f"from pathlib import Path; from train import hub; hub.push(Path({str(output)!r}), 'me/heads')"
+        assert f"hf upload me/heads {output / 'ip2p'}" in python("-c", push, **environment).stderr
+        done = python("-c", "from train import hub; hub.prepare('me/others')", **environment)
+        assert "the hub gives no me/others to write to" in done.stderr
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.library_name == "diffusers"
+    (psnr,) = [r for r in card.data.eval_results if (r.dataset_config, r.metric_type) == ("ct2mr", "psnr")]
+    (row,) = csv.DictReader((output / "validation.csv").open())
+    assert psnr.metric_value == pytest.approx(float(row["ct2mr_psnr"]), abs=1e-4)
+    assert "Trained on heads" in card.text
+    assert "Patients of its val split were trained on" in card.text  # it is a copy of the train split
 
 
 def test_checkpoints_rotate(work, tmp_path):
@@ -567,10 +633,7 @@ def test_two_processes_learn_what_one_learns_of_the_same_samples(work, tmp_path)
         own = ["--output", tmp_path / name, "--batch-size", size]
         done = python(*launch, ROOT / "train" / "baseline.py", *given, *own)
         assert done.returncode == 0, done.stdout + done.stderr
-    one, two = (
-        [float(line.split(",")[1]) for line in (tmp_path / name / "log.csv").read_text().splitlines()[1:]]
-        for name in ("one", "two")
-    )
+    one, two = (losses(tmp_path / name) for name in ("one", "two"))
     assert one == pytest.approx(two, rel=1e-4)
     assert one[0] != one[2]
 
@@ -610,7 +673,7 @@ def test_what_does_not_fit_is_told_before_anything_is_trained(work, tmp_path):
     ]
     for trainer, given, sentence in cases:
         words = ["--config", work / "tiny.yaml", "--output", tmp_path / "out", *given]
-        with pytest.raises((SystemExit, DatasetError), match=sentence):
+        with pytest.raises((OptionError, DatasetError), match=sentence):
             trainer.main([str(word) for word in words])
     shutil.copytree(work / "data" / "train", tmp_path / "data" / "train")
     for trainer in (autoencoder, baseline, ip2p):

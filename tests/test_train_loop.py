@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 import time
 
 import pytest
@@ -204,20 +205,28 @@ def test_memory_is_saved_with_the_same_steps(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
-def test_sharded_weights_are_refused_in_a_sentence(tmp_path, monkeypatch, name):
+def test_weights_are_sharded_here_and_not_by_accelerate(tmp_path, monkeypatch, name):
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    with pytest.raises(OptionError, match=f"{name} splits the weights"):
+    with pytest.raises(OptionError, match=f"accelerate's {name} .*--shard true"):
         fit(tmp_path, steps=1)
 
 
 def test_options_that_need_others_say_so(tmp_path, monkeypatch):
+    fit(tmp_path, steps=2)  # which is not removed for what cannot be
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)  # whoever runs this may have one
+    for package in ("wandb", "tensorboard", "bitsandbytes"):  # or these
+        monkeypatch.setitem(sys.modules, package, None)
     for options, sentence in (
         ({"patience": 1}, "patience needs best"),
         ({"best": "ct2mr_psnr", "validate_images": 0}, "best needs validations"),
-        ({"trackers": ["wandb"]}, "needs the package wandb"),
+        ({"shard": True}, "shard: there is one process"),
+        ({"trackers": ["wandb"]}, "needs the package wandb: pip install wandb"),
+        ({"trackers": ["tensorboard"]}, "needs the package tensorboard"),
+        ({"optimizer": "adamw8bit"}, "needs the package bitsandbytes"),
+        ({"attention": "xformers"}, "xformers is for GPUs, and there is none"),
         ({"push_to_hub": "a/b/c"}, "should be a hub id"),
         ({"push_to_hub": "me/heads"}, "needs a token"),
     ):
         with pytest.raises(OptionError, match=sentence):
-            fit(tmp_path, steps=1, **options)
+            fit(tmp_path, steps=1, overwrite=True, **{"trackers": [], **options})
+    assert (tmp_path / "checkpoint-2").is_dir()

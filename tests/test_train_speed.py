@@ -7,13 +7,13 @@ import torch
 
 from tests import tiny
 from tools import train_speed
+from train import networks
 
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_training_step_is_measured(monkeypatch, cached):
-    monkeypatch.setattr(
-        train_speed, "SD15", {"autoencoder": tiny.AUTOENCODER, "text_encoder": tiny.TEXT, "unet": tiny.UNET}
-    )
+    config = {"autoencoder": tiny.AUTOENCODER, "text_encoder": tiny.TEXT, "unet": tiny.UNET}
+    monkeypatch.setattr(networks, "SD15", config)
     way = train_speed.Way("no", channels_last=True, cached=cached)
     made = train_speed.measure("sd15", way, 2, 1, torch.device("cpu"))
     assert made["images_per_second"] > 0

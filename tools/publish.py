@@ -18,8 +18,9 @@ from huggingface_hub import ModelCard
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mediffuse.directions import DIRECTION_TITLES
-from mediffuse.evaluate.report import cards, cell, mae, markdown
+from mediffuse.evaluate.report import LEAK, cards, cell, mae, markdown
 from mediffuse.evaluate.summary import title_of
+from mediffuse.translate.checkpoints import limits
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "assets" / "results"
@@ -58,15 +59,15 @@ def readme_table(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def card(text: str, name: str, rows: list[dict]) -> str:
-    """A model card with the model-index metadata and the table of checkpoint `name`."""
+def card(text: str, name: str, rows: list[dict], said: list[str]) -> str:
+    """A model card with the model-index metadata and the table of checkpoint `name`, and the sentences `said`."""
     made = ModelCard(cards(rows)[name])
     kept = ModelCard(text)
     kept.data.model_name, kept.data.eval_results = made.data.model_name, made.data.eval_results
     directions = {r["direction"] for r in rows if r["model"].split(",")[0] == name}
     shown = [r for r in rows if r["direction"] in directions and r["split"] != "wild"]
     shown = [r for r in shown if r["speed"] == "none" or r["model"].split(",")[0] == name]
-    return quote(str(kept), markdown(shown))
+    return quote(str(kept), "\n\n".join([*said, markdown(shown)]))
 
 
 def main() -> None:
@@ -85,7 +86,8 @@ def main() -> None:
     readme = ROOT / "README.md"
     readme.write_text(quote(readme.read_text(encoding="utf-8"), readme_table(rows)), encoding="utf-8")
     for path in sorted((ROOT / "assets" / "checkpoints").glob("*/README.md")):
-        path.write_text(card(path.read_text(encoding="utf-8"), path.parent.name, rows), encoding="utf-8")
+        said = [*limits(str(path.parent)), *([LEAK.strip()] if results["settings"]["unseen"] is False else [])]
+        path.write_text(card(path.read_text(encoding="utf-8"), path.parent.name, rows, said), encoding="utf-8")
 
 
 if __name__ == "__main__":

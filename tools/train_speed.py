@@ -31,31 +31,6 @@ from train.ip2p import Ip2pOptions
 
 CONFIGS = Path(__file__).resolve().parents[1] / "train" / "configs"
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-SD15 = {
-    "autoencoder": {
-        "block_out_channels": [128, 256, 512, 512],
-        "layers_per_block": 2,
-        "latent_channels": 4,
-        "norm_num_groups": 32,
-        "sample_size": 512,
-    },
-    "text_encoder": {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-    },
-    "unet": {
-        "sample_size": 64,
-        "block_out_channels": [320, 640, 1280, 1280],
-        "layers_per_block": 2,
-        "attention_head_dim": 8,
-        "down_block_types": [*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3],
-        "addition_embed_type": None,
-    },
-}
-"""Configs of Stable Diffusion 1.5's networks."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +50,7 @@ class Way:
 
 def pipeline_of(shape: str):
     """A fresh InstructPix2Pix pipeline of the size "mini" or "sd15"."""
-    config = SD15
+    config = networks.SD15
     if shape == "mini":
         parts = yaml.safe_load((CONFIGS / "mini.yaml").read_text(encoding="utf-8"))
         config = {"autoencoder": parts["autoencoder"]["autoencoder"], **parts["ip2p"]}

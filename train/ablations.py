@@ -33,7 +33,7 @@ COLUMNS = {
 
 
 def figures(output: Path) -> dict[str, float]:
-    """The last line of a run's validation.csv; empty if the run is not finished."""
+    """The last line of a run's validation.csv; empty where it has none."""
     path = output / "validation.csv"
     if not path.is_file():
         return {}

@@ -29,7 +29,7 @@ from mediffuse.image.intensity import MR_OUTPUT_LIMITS, decode
 from mediffuse.metrics import paper, to_grey
 from train import augment, networks
 from train.loop import Run, write_details
-from train.options import Count, Options, Share, parse_options, run_as_command
+from train.options import Count, OptionError, Options, Share, parse_options, run_as_command
 from train.pairs import ENDLESS, check_val, to_tensor
 from train.pixels import PixelLoss, PixelOptions
 
@@ -62,7 +62,7 @@ class ImageDataset(Dataset):
             raise DatasetError(f"{data / 'train'} has no pairs for ct2mr. Run train/prepare.py first.")
         side = read_image(self.ct[0]).shape[0]
         if options.crop > side:
-            raise DatasetError(f"crop is {options.crop}, and the pictures are {side} pixels a side.")
+            raise OptionError(f"crop is {options.crop}, and the pictures are {side} pixels a side.")
         unpaired = data / "unpaired"
         self.unpaired = []
         if unpaired.is_dir() and options.unpaired_share:
@@ -176,7 +176,7 @@ def main(argv: list[str] | None = None) -> None:
     vae = networks.load_autoencoder(options.base_dir) if options.base_dir else networks.autoencoder(options.autoencoder)
     factor = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels a latent, per side
     if options.crop % factor:
-        raise SystemExit(f"error: crop is {options.crop}, and should be a multiple of {factor} for this autoencoder.")
+        raise OptionError(f"crop is {options.crop}, and should be a multiple of {factor} for this autoencoder.")
     run = Run(options, Objective(vae, options))
 
     def save(output: Path) -> None:

@@ -21,7 +21,7 @@ from mediffuse.evaluate.predict import direct_predictor
 from mediffuse.translate import direct
 from train import networks
 from train.loop import Run, write_details
-from train.options import Count, Options, parse_options, run_as_command
+from train.options import Count, OptionError, Options, parse_options, run_as_command
 from train.pairs import training_pairs
 from train.pixels import weighted_windows
 from train.validate import validate
@@ -60,15 +60,15 @@ class Regression(torch.nn.Module):
 def main(argv: list[str] | None = None) -> None:
     options = parse_options(BaselineOptions, "baseline", argv, __doc__)
     if "contour2mr" in options.directions and len(options.directions) > 1:
-        raise SystemExit("contour2mr has another input (edges): train it alone, --directions '[contour2mr]'.")
+        raise OptionError("contour2mr has another input (edges): train it alone, --directions '[contour2mr]'.")
     dataset = training_pairs(options, options.directions)
     torch.manual_seed(options.seed)
     with networks.told("unet"):
         unet = direct.build(options.unet, options.patch)
     wanted = options.patch * unet.config.sample_size
     if dataset.side != wanted:
-        raise SystemExit(
-            f"error: the pictures are {dataset.side} pixels a side, and patch times the unet's sample_size is {wanted}."
+        raise OptionError(
+            f"the pictures are {dataset.side} pixels a side, and patch times the unet's sample_size is {wanted}."
         )
     run = Run(options, Regression(unet, options))
 

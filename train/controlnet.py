@@ -23,7 +23,7 @@ from mediffuse.image.contours import Thresholds
 from train import networks
 from train.denoising import Contours, DenoisingOptions, check_size, start_of_sampling
 from train.loop import Run, write_details
-from train.options import Share, parse_options, run_as_command
+from train.options import OptionError, Share, parse_options, run_as_command
 from train.pairs import training_pairs
 from train.validate import validate_pipeline
 
@@ -43,7 +43,7 @@ class ControlnetOptions(DenoisingOptions):
 def main(argv: list[str] | None = None) -> None:
     options = parse_options(ControlnetOptions, "controlnet", argv, __doc__)
     if not options.base:
-        raise SystemExit("Give --base: Stable Diffusion, or the ip2p folder that train/ip2p.py wrote.")
+        raise OptionError("Give --base: Stable Diffusion, or the ip2p folder that train/ip2p.py wrote.")
     thresholds = Thresholds(mode=options.contours)
     dataset = training_pairs(options, ["contour2mr"], thresholds)
     torch.manual_seed(options.seed)

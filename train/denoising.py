@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from mediffuse.translate import checkpoints
 from train import networks
 from train.networks import schedule
-from train.options import Options, Share
+from train.options import OptionError, Options, Share
 
 
 @dataclass
@@ -50,14 +50,15 @@ class Denoising(torch.nn.Module):
         if options.prediction == "epsilon" and (
             options.zero_share or options.mean_share or options.validate_speed == "fast"
         ):
-            raise SystemExit("epsilon has no fast path: give --zero-share 0 --mean-share 0 --validate-speed diffusion")
+            raise OptionError("epsilon has no fast path: give --zero-share 0 --mean-share 0 --validate-speed diffusion")
         if len(options.mean_noise) != 2 or options.mean_noise[0] > options.mean_noise[1]:
-            raise SystemExit(f"error: mean_noise is {options.mean_noise}, and should be a least and a largest value.")
+            raise OptionError(f"mean_noise is {options.mean_noise}, and should be a least and a largest value.")
         if max(options.zero_share + options.terminal_share, options.zero_share + options.mean_share) > 1:
-            raise SystemExit("error: zero_share with terminal_share, or with mean_share, is more than all samples.")
+            raise OptionError("zero_share with terminal_share, or with mean_share, is more than all samples.")
         self.vae, self.text_encoder, self.unet = pipeline.vae, pipeline.text_encoder, pipeline.unet
         self.tokenizer, self.options = pipeline.tokenizer, options
         self.scheduler = pipeline.scheduler = schedule(options.prediction)
+        self.uneven = options.mean_share > 0  # a batch has one more prediction, or not
         self.vae.requires_grad_(False).eval()
         if options.lora_rank:
             networks.add_lora(self.unet, options.lora_rank)
@@ -179,12 +180,12 @@ class Contours(Denoising):
 
 
 def check_size(side: int, pipeline) -> None:
-    """Raises SystemExit if a pipeline is not for pictures of `side` pixels a side: the app would give it others."""
+    """Raises OptionError if a pipeline is not for pictures of `side` pixels a side: the app would give it others."""
     factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)  # pixels a latent, per side
     wanted = pipeline.unet.config.sample_size * factor
     if side != wanted:
-        raise SystemExit(
-            f"error: the pictures of the data are {side} pixels a side, and the model is for {wanted}: run "
+        raise OptionError(
+            f"the pictures of the data are {side} pixels a side, and the model is for {wanted}: run "
             f"train/prepare.py with --size {wanted}, or take another base or the unet's sample_size."
         )
 

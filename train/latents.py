@@ -78,13 +78,13 @@ def _write(
     dataset: PairDataset, vae, options: Options, count: int, accelerator: Accelerator
 ) -> list[tuple[int, list[str]]]:
     """Write the latents of this process's batches; (number of the first sample, prompts) of each."""
-    vae.to(memory_format=torch.channels_last)  # a quarter less time on two AVX-512 cores
+    vae.to(accelerator.device, memory_format=torch.channels_last)  # a quarter less time on two AVX-512 cores
     size = options.batch_size
     starts = range(accelerator.process_index * size, count, accelerator.num_processes * size)
     batches = [range(start, min(start + size, count)) for start in starts]
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=options.workers)
     out, prompts = np.load(options.output / "latents.npy", mmap_mode="r+"), []
-    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(options.mixed_precision)
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
     for numbers, batch in zip(
         tqdm(batches, desc="latents", disable=not accelerator.is_main_process), loader, strict=True
     ):

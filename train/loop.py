@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import hashlib
 import json
+import math
 import subprocess
 import sys
 import time
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -26,7 +28,7 @@ from mediffuse import machine
 from mediffuse.dataset import anatomy_of, read_rows, shared_patients
 from mediffuse.directions import ANATOMIES
 from mediffuse.translate import checkpoints
-from train import compute, hub
+from train import card, compute, hub, sharding
 from train.options import OptionError, Options
 from train.pairs import data_sha256
 from train.states import States
@@ -42,8 +44,9 @@ class Run:
     """A resumable, distributed training run.
 
     A trainer adds `objective`, a module whose forward(batch, generator) is the loss and whose
-    trained parts require gradients; `validate() -> dict of figures`, called with the averaged
-    weights in place; and `save(folder)`.
+    trained parts require gradients, and whose `uneven`, if it has that and it is true, tells that what is
+    computed differs from batch to batch; `validate() -> dict of figures`, called with the averaged weights
+    in place; and `save(folder)`.
     """
 
     def __init__(self, options: Options, objective: torch.nn.Module) -> None:
@@ -52,35 +55,33 @@ class Run:
             raise OptionError("patience needs best, the figure that is judged by, and validate_every.")
         if options.best and not options.validate_images:
             raise OptionError("best needs validations: give validate_images above 0.")
-        compute.refuse_sharding()
-        if options.push_to_hub:
-            hub.check(options.push_to_hub)
-        compute.set_up(objective, options)
-        precision = options.mixed_precision
+        compute.refuse_others_sharding()
         cuda = torch.cuda.is_available()
         if cuda:
-            # What is not in half precision may use TF32. Tensor cores want channels last. cuDNN's benchmark stays off:
-            # the parts of a batch of train/onestep.py have ever other sizes.
+            # What is not in half precision may use TF32. cuDNN's benchmark stays off: the parts of a batch of
+            # train/onestep.py have ever other sizes.
             torch.set_float32_matmul_precision("high" if options.tf32 else "highest")
             torch.backends.cudnn.allow_tf32 = options.tf32
-            objective.to(memory_format=torch.channels_last)
-        elif precision == "bf16" and not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
-            # emulated: 43 s a step of the autoencoder on two AVX2 cores, and 1.3 s in full precision
-            print("This processor has no bfloat16: training goes on in full precision.", file=sys.stderr)
-            precision = "no"
+        self.uneven = getattr(objective, "uneven", False)
         self.accelerator = Accelerator(
-            mixed_precision=precision,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=self.uneven)],
+            mixed_precision=compute.precision(options),
             gradient_accumulation_steps=options.gradient_accumulation,
-            log_with=compute.trackers(options),
+            log_with=compute.trackers(options) or None,
             project_config=ProjectConfiguration(str(options.output), logging_dir=str(options.output / "logs")),
         )
+        if options.shard:
+            sharding.check(options, self.accelerator.num_processes, self.uneven)
+        if options.push_to_hub and self.accelerator.is_main_process:
+            hub.prepare(options.push_to_hub)
         set_seed(options.seed)
-        parameters = [p for p in objective.parameters() if p.requires_grad]
-        self.states = self._open(objective)
-        self.model, self.optimizer = self.accelerator.prepare(objective, compute.optimizer(parameters, options))
+        self.whole = objective  # what is judged and saved; the same as the model, unless that is sharded
+        self.model, self.optimizer = self._prepare(objective)
+        self.states = self._open(objective)  # now that nothing is refused any more
+        self.parameters = trained_parameters(self.model)
         self.schedule = compute.schedule(options)
-        self.parameters = parameters
-        self.ema = EMAModel(parameters, decay=options.ema_decay, min_decay=0.0, foreach=cuda)
+        self.averaged = sharding.own_shards(self.parameters) if options.shard else self.parameters
+        self.ema = EMAModel(self.averaged, decay=options.ema_decay, min_decay=0.0, foreach=cuda)
         self.ema_device = torch.device("cpu") if options.ema_on_cpu else self.accelerator.device
         self.ema.to(self.ema_device)
         self.accelerator.register_for_checkpointing(self.ema)
@@ -94,6 +95,18 @@ class Run:
         self.elapsed = 0.0  # seconds of training, of resumed runs too
         self.saved = 0.0  # seconds of training in the newest checkpoint
         self.peak_memory = 0.0  # MiB
+
+    def _prepare(self, objective: torch.nn.Module) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        """The model and its optimiser, of all processes; a sharded one is a copy."""
+        options, accelerator = self.options, self.accelerator
+        model = copy.deepcopy(objective) if options.shard else objective
+        compute.set_up(model, options)
+        if options.shard:
+            sharding.shard(model, accelerator)
+            return model, accelerator.prepare(compute.optimizer(trained_parameters(model), options))
+        if accelerator.device.type == "cuda":  # tensor cores want it
+            model.to(memory_format=torch.channels_last)
+        return accelerator.prepare(model, compute.optimizer(trained_parameters(model), options))
 
     def fit(
         self,
@@ -110,7 +123,8 @@ class Run:
                 tqdm.write(f"Patients of {o.data / name} are in train, too: figures on it flatter.", file=sys.stderr)
             for name in ("log.csv", "validation.csv") if step == 0 else ():
                 (o.output / name).unlink(missing_ok=True)  # of a run before this one
-        accelerator.init_trackers("mediffuse", {k: str(v) for k, v in _plain_options(o).items()})
+        kept = {"wandb": {"dir": o.output}}
+        accelerator.init_trackers("mediffuse", {k: str(v) for k, v in _plain_options(o).items()}, kept)
         self.stopped = self._lost_patience(step)
         bar = tqdm(total=o.steps, initial=step, disable=not accelerator.is_main_process, desc=str(o.output))
         if step and self._due(step) and not _has_row(o.output / "validation.csv", step):
@@ -144,10 +158,13 @@ class Run:
                 self._validate(validate, save, step)
         bar.close()
         self.steps = step
-        self.ema.copy_to(self.parameters)
+        self.ema.copy_to(self.averaged)
+        self._gather()
         if accelerator.is_main_process:
             save(o.output)
-            self._judge(validate(), save, step)
+            figures = validate()
+            self._judge(figures, save, step)
+            card.write(o.output, o.data.name, figures)
             if o.push_to_hub:
                 hub.push(o.output, o.push_to_hub)
         accelerator.wait_for_everyone()
@@ -175,7 +192,8 @@ class Run:
             accelerator.backward(loss)
             finite = True
             if accelerator.sync_gradients:
-                finite = bool(accelerator.clip_grad_norm_(self.parameters, o.max_grad_norm).isfinite())
+                norm = accelerator.clip_grad_norm_(self.parameters, o.max_grad_norm)
+                finite = math.isfinite((norm.full_tensor() if o.shard else norm).item())
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate(step)
             if finite or accelerator.scaler:  # the scaler skips such steps itself, and learns from them
@@ -195,7 +213,7 @@ class Run:
     def _average(self) -> None:
         """A step of the averaged weights; those on the CPU visit the GPU for it."""
         self.ema.to(self.accelerator.device)
-        self.ema.step(self.parameters)
+        self.ema.step(self.averaged)
         self.ema.to(self.ema_device)
 
     def _time_share(self) -> float:
@@ -210,13 +228,21 @@ class Run:
         return self.schedule(step, self._time_share())
 
     def _validate(self, validate: Callable[[], dict], save: Callable[[Path], None], step: int) -> None:
-        self.ema.store(self.parameters)
-        self.ema.copy_to(self.parameters)
+        self.ema.store(self.averaged)
+        self.ema.copy_to(self.averaged)
+        self._gather()
         if self.accelerator.is_main_process:
             self._judge(validate(), save, step)
-        self.ema.restore(self.parameters)
+        if self.options.shard:
+            self.whole.cpu()
+        self.ema.restore(self.averaged)
         self.accelerator.wait_for_everyone()
         self.stopped = self._lost_patience(step)
+
+    def _gather(self) -> None:
+        """Give what is judged and saved the model's weights, if they are sharded."""
+        if self.options.shard:
+            sharding.gather(self.model, self.whole, self.accelerator)
 
     def _judge(self, figures: dict, save: Callable[[Path], None], step: int) -> None:
         """Log the figures of a validation, and keep the model where it is the best so far."""
@@ -225,6 +251,7 @@ class Run:
             before = self._judged(step - 1)
             if not before or _goodness(name, figures[name]) > max(before.values()):
                 save(self.options.output / "best")
+                card.write(self.options.output / "best", self.options.data.name, figures)
         self._log("validation.csv", step, **figures)
 
     def _judged(self, step: int) -> dict[int, float]:
@@ -290,13 +317,13 @@ class Run:
         self.peak_memory = max(self.peak_memory, machine.peak_mib())
         state = {"seconds": self.elapsed, "peak_memory_mib": self.peak_memory, "skipped": self.skipped}
         main, wait = self.accelerator.is_main_process, self.accelerator.wait_for_everyone
-        self.states.write(step, state, lambda folder: self.accelerator.save_state(str(folder)), main, wait)
+        self.states.write(step, state, self._write_state, main, wait)
         if main:
             self.states.rotate(step, self.options.keep_checkpoints)
 
     def _resume(self) -> int:
         say = self.accelerator.print
-        state = self.states.load(lambda folder: self.accelerator.load_state(str(folder)), say)
+        state = self.states.load(self._read_state, say)
         if not state:
             return 0
         self.ema.to(self.ema_device)  # loaded to the CPU
@@ -306,6 +333,22 @@ class Run:
         if before != self.options.steps:
             say(f"steps was {before} and is {self.options.steps}: the learning rate goes on as these want it.")
         return state["step"]
+
+    def _write_state(self, folder: Path) -> None:
+        if self.options.shard:
+            self._shard().write(folder)
+        else:
+            self.accelerator.save_state(str(folder))
+
+    def _read_state(self, folder: Path) -> None:
+        if self.options.shard:
+            self._shard().read(folder)
+        else:
+            self.accelerator.load_state(str(folder))
+
+    def _shard(self) -> sharding.Shard:
+        tensors = [*self.averaged, *self.model.buffers()]
+        return sharding.Shard(self.accelerator, tensors, self.optimizer, self.ema)
 
     def _trained(self) -> dict[str, torch.Tensor]:
         """What a checkpoint holds of the model: all but the frozen parts, which come from where they came from."""
@@ -385,6 +428,10 @@ def _of_data(data: Path) -> dict:
     leaking = [name for name in splits if shared_patients(data, name)]
     told = {"anatomies": [name for name in ANATOMIES if name in shown]}
     return {**told, "leaking_splits": leaking} if leaking else told
+
+
+def trained_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    return [p for p in model.parameters() if p.requires_grad]
 
 
 def _goodness(name: str, figure: float) -> float:

@@ -33,6 +33,32 @@ SCHEDULE = {
 }
 """Stable Diffusion's schedule, with the trailing timesteps of Lin et al., arXiv 2305.08891."""
 
+SD15 = {
+    "autoencoder": {
+        "block_out_channels": [128, 256, 512, 512],
+        "layers_per_block": 2,
+        "latent_channels": 4,
+        "norm_num_groups": 32,
+        "sample_size": 512,
+    },
+    "text_encoder": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+    },
+    "unet": {
+        "sample_size": 64,
+        "block_out_channels": [320, 640, 1280, 1280],
+        "layers_per_block": 2,
+        "attention_head_dim": 8,
+        "down_block_types": [*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3],
+        "addition_embed_type": None,
+    },
+}
+"""Configs of Stable Diffusion 1.5's networks."""
+
 
 def schedule(prediction: str = "v_prediction") -> DDIMScheduler:
     """The noise schedule of training and of the saved pipelines.
@@ -45,12 +71,12 @@ def schedule(prediction: str = "v_prediction") -> DDIMScheduler:
 
 @contextlib.contextmanager
 def told(option: str) -> Iterator[None]:
-    """Raises SystemExit, naming the option with the config, where a network cannot be built of it."""
+    """Raises OptionError, naming the option with the config, where a network cannot be built of it."""
     try:
         yield
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         missing = f"it needs {error}" if isinstance(error, KeyError) else error
-        raise SystemExit(f"error: no network can be made of the option {option}: {missing}") from error
+        raise OptionError(f"no network can be made of the option {option}: {missing}") from error
 
 
 @told("autoencoder")
@@ -194,8 +220,8 @@ def plain(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 def load_pipeline(source: str, revision: str = "", variant: str = "") -> DiffusionPipeline:
     """The pipeline in a folder or on the hub, to go on training from, in full precision."""
     if source.endswith((".safetensors", ".ckpt")):
-        raise SystemExit(
-            f"error: --base {source} is a single file, and a pipeline's folder is needed: make one by "
+        raise OptionError(
+            f"--base {source} is a single file, and a pipeline's folder is needed: make one by "
             f"StableDiffusionPipeline.from_single_file({source!r}).save_pretrained('base')."
         )
     try:
@@ -203,8 +229,8 @@ def load_pipeline(source: str, revision: str = "", variant: str = "") -> Diffusi
             source, safety_checker=None, dtype=torch.float32, revision=revision or None, variant=variant or None
         )
     except Exception as error:  # diffusers, safetensors, the hub and json each have their own
-        raise SystemExit(
-            f"error: --base {source} cannot be loaded: it is neither a whole pipeline's folder nor one on the hub that "
+        raise OptionError(
+            f"--base {source} cannot be loaded: it is neither a whole pipeline's folder nor one on the hub that "
             f"can be reached ({type(error).__name__})."
         ) from error
 
@@ -212,7 +238,7 @@ def load_pipeline(source: str, revision: str = "", variant: str = "") -> Diffusi
 def load_autoencoder(folder: Path | None) -> AutoencoderKL:
     """The autoencoder that train/autoencoder.py saved in `folder`."""
     if not folder or not (Path(folder) / "config.json").is_file():
-        raise SystemExit(f"There is no autoencoder in {folder}: run train/autoencoder.py, or give --vae-dir or --base.")
+        raise OptionError(f"No autoencoder is in {folder}: run train/autoencoder.py, or give --vae-dir or --base.")
     return AutoencoderKL.from_pretrained(folder)
 
 

@@ -29,7 +29,7 @@ from mediffuse.translate import checkpoints
 from train import networks
 from train.denoising import Contours, Denoising, DenoisingOptions, Ip2p, check_size, select, start_of_sampling
 from train.loop import Run, write_details
-from train.options import Share, parse_options, run_as_command
+from train.options import OptionError, Share, parse_options, run_as_command
 from train.pairs import training_pairs
 from train.pixels import Critic, PixelLoss, PixelOptions, limited, random_part
 from train.validate import validate_pipeline
@@ -60,6 +60,7 @@ class OneStep(torch.nn.Module):
     def __init__(self, denoising: Denoising, options: OneStepOptions) -> None:
         super().__init__()
         self.denoising, self.options, self.compare = denoising, options, PixelLoss(options)
+        self.uneven = not options.sharp and 0 < options.keep_share < 1  # a batch may have samples of one kind alone
         self.critic = Critic() if options.critic_share else None
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))
         for part in (denoising.vae.decoder, denoising.vae.post_quant_conv):
@@ -121,12 +122,12 @@ def first_sharp(options: OneStepOptions, pipeline) -> torch.nn.Module:
     other = networks.load_pipeline(options.sharp_from)
     sharp = checkpoints.load_sharp(options.sharp_from, other, torch.float32)
     if sharp is None:
-        raise SystemExit(f"error: sharp_from is {options.sharp_from}, which has no sharp variant.")
+        raise OptionError(f"sharp_from is {options.sharp_from}, which has no sharp variant.")
     first = copy.deepcopy(getattr(pipeline, part))
     fast, sharp = getattr(other, part, torch.nn.Module()).state_dict(), sharp.state_dict()
     for name, weight in first.state_dict().items():
         if name not in fast or fast[name].shape != weight.shape:
-            raise SystemExit(f"error: sharp_from is {options.sharp_from}, which has another layout than the base.")
+            raise OptionError(f"sharp_from is {options.sharp_from}, which has another layout than the base.")
         weight.add_(sharp[name] - fast[name])
     return first
 
@@ -134,19 +135,19 @@ def first_sharp(options: OneStepOptions, pipeline) -> torch.nn.Module:
 def main(argv: list[str] | None = None) -> None:
     options = parse_options(OneStepOptions, "onestep", argv, __doc__)
     if not options.base:
-        raise SystemExit("Give --base: the pipeline that train/ip2p.py or train/controlnet.py wrote.")
+        raise OptionError("Give --base: the pipeline that train/ip2p.py or train/controlnet.py wrote.")
     if options.sharp and options.train_decoder:
-        raise SystemExit("--sharp leaves the decoder as it is, for Fast needs it too: give --train-decoder false.")
+        raise OptionError("--sharp leaves the decoder as it is, for Fast needs it too: give --train-decoder false.")
     torch.manual_seed(options.seed)
     pipeline = networks.load_pipeline(options.base, options.revision, options.variant)
     if options.vae_dir:
         vae = networks.load_autoencoder(options.vae_dir)
         if vae.config.latent_channels != pipeline.vae.config.latent_channels:
-            raise SystemExit(f"{options.vae_dir} has other latents than {options.base}: it cannot take their place.")
+            raise OptionError(f"{options.vae_dir} has other latents than {options.base}: it cannot take their place.")
         pipeline.vae = vae
     checkpoint = checkpoints.describe(pipeline, options.base)
     if not checkpoint.one_step:
-        raise SystemExit(f"{options.base} has another schedule than v-prediction with zero terminal SNR.")
+        raise OptionError(f"{options.base} has another schedule than v-prediction with zero terminal SNR.")
     contours = hasattr(pipeline, "controlnet")
     details = {"directions": checkpoints.details(options.base).get("directions", ["ct2mr", "mr2ct"])}
     if contours:
@@ -156,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
     dataset = training_pairs(options, details["directions"], thresholds)
     check_size(dataset.side, pipeline)
     if options.crop > dataset.side:
-        raise SystemExit(f"error: crop is {options.crop}, and the pictures are {dataset.side} pixels a side.")
+        raise OptionError(f"crop is {options.crop}, and the pictures are {dataset.side} pixels a side.")
     pipeline.text_encoder.requires_grad_(options.train_text_encoder)
     part, sharp = checkpoints.reader(pipeline), None
     own = getattr(pipeline, part)

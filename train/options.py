@@ -63,6 +63,7 @@ class Options:
     tf32: Annotated[bool, "on a GPU, let what is not in half precision use TF32"] = True
     gradient_checkpointing: Annotated[bool, "compute activations twice rather than keep them: less memory"] = False
     ema_on_cpu: Annotated[bool, "keep the averaged weights in the processor's memory: less of the GPU's"] = False
+    shard: Annotated[bool, "split weights, gradients and the optimiser's state over the processes, by FSDP2"] = False
     attention: Annotated[Literal["sdpa", "xformers"], "sdpa is PyTorch's own"] = "sdpa"
     compile: Annotated[bool, "compile the networks with torch.compile: a slow start, then faster steps"] = False
     augment: Annotated[bool, "warp the pairs, and change what differs between scanners"] = True

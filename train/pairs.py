@@ -14,7 +14,7 @@ from mediffuse.dataset import DatasetError, read_pair, read_rows, rows_for
 from mediffuse.image.contours import Thresholds, contour_hint
 from mediffuse.image.intensity import decode_ct
 from train import augment
-from train.options import Options
+from train.options import OptionError, Options
 
 ENDLESS = 1 << 40
 """The length of datasets that draw their items."""
@@ -98,11 +98,11 @@ class PairDataset(Dataset):
 def training_pairs(options: Options, directions: list[str], thresholds: Thresholds | None = None) -> PairDataset:
     """The samples that the options ask a trainer to learn from.
 
-    Raises DatasetError if there are none, or none to validate on.
+    Raises DatasetError if there are none, or none to validate on, and OptionError if `best` is of another direction.
     """
     check_val(options, directions)
     if options.best and not options.best.startswith(tuple(directions)):
-        raise DatasetError(f"best is {options.best}, and what is trained is {', '.join(directions)}.")
+        raise OptionError(f"best is {options.best}, and what is trained is {', '.join(directions)}.")
     dataset = PairDataset(
         options.data,
         "train",

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from mediffuse.dataset import DatasetError
+from train.options import OptionError
 
 
 @dataclass
@@ -53,15 +53,15 @@ class PixelLoss(torch.nn.Module):
 
 
 def lpips(weights: Path | None):
-    """The frozen LPIPS network of a file of weights. Raises DatasetError if it cannot be used."""
+    """The frozen LPIPS network of a file of weights. Raises OptionError if it cannot be used."""
     from mediffuse.lpips import Lpips
 
     if not weights:
-        raise DatasetError("--lpips-weight needs --lpips: a file that tools/lpips_weights.py wrote.")
+        raise OptionError("--lpips-weight needs --lpips: a file that tools/lpips_weights.py wrote.")
     try:
         return Lpips(weights)
     except (OSError, ValueError) as error:
-        raise DatasetError(f"--lpips {weights} cannot be used: {error}") from error
+        raise OptionError(f"--lpips {weights} cannot be used: {error}") from error
 
 
 class Critic(torch.nn.Module):
@@ -103,7 +103,7 @@ def limited(loss: torch.Tensor, adversarial: torch.Tensor, prediction: torch.Ten
 def weighted_windows(weights: list) -> torch.Tensor:
     """Loss weights of the colour channels, i.e. of the HU windows, as (3, 1, 1) of mean 1."""
     if len(weights) != 3 or not sum(weights):
-        raise DatasetError(f"window_weights is {weights}, and should be three numbers that are not all 0.")
+        raise OptionError(f"window_weights is {weights}, and should be three numbers that are not all 0.")
     values = torch.tensor(weights, dtype=torch.float32)
     return (values / values.mean())[:, None, None]
 

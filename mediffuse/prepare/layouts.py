@@ -131,16 +131,16 @@ def contrast_by_name(patient: str, mr: Path | None) -> str:
 def _item_of(patient: Patient, folder: Path, plan: Plan, splits: dict[str, str]) -> Item:
     folders = [folder.name, *patient.ct.parent.relative_to(folder).parts]
     return Item(
-        "volumes",
-        folder,
-        patient.name,
-        f"{folder.name}_{patient.name}",
-        _split(patient.name, plan, splits),
-        patient.ct,
-        patient.mr,
-        patient.mask,
-        plan.contrast or contrast_by_name(patient.name, patient.mr),
-        plan.anatomy or anatomy_by_name(patient.name, folders),
+        kind="volumes",
+        root=folder,
+        patient=patient.name,
+        stem=f"{folder.name}_{patient.name}",
+        split=_split(patient.name, plan, splits),
+        ct=patient.ct,
+        mr=patient.mr,
+        mask=patient.mask,
+        contrast=plan.contrast or contrast_by_name(patient.name, patient.mr),
+        anatomy=plan.anatomy or anatomy_by_name(patient.name, folders),
     )
 
 
@@ -176,19 +176,19 @@ def _pictures(folder: Path, plan: Plan, splits: dict[str, str]) -> list[Item]:
         if plane not in plan.planes:
             continue
         item = Item(
-            "pictures",
-            folder,
-            patient,
-            f"{folder.name}_{name}",
-            _split(patient, plan, splits, path.parent.name if path.parent.name in SPLITS else None),
-            path,
-            path.with_name(f"{name}_mr.png"),
-            path.with_name(f"{name}_mask.png"),
-            plan.contrast or ("T2" if named_t2 else "T1"),
-            plan.anatomy or anatomy_by_name(patient, [folder.name]),
-            plane,
-            int(re.sub(r"\D", "", rest) or 0),
-            scales.get((patient, rest)),
+            kind="pictures",
+            root=folder,
+            patient=patient,
+            stem=f"{folder.name}_{name}",
+            split=_split(patient, plan, splits, path.parent.name if path.parent.name in SPLITS else None),
+            ct=path,
+            mr=path.with_name(f"{name}_mr.png"),
+            mask=path.with_name(f"{name}_mask.png"),
+            contrast=plan.contrast or ("T2" if named_t2 else "T1"),
+            anatomy=plan.anatomy or anatomy_by_name(patient, [folder.name]),
+            plane=plane,
+            index=int(re.sub(r"\D", "", rest) or 0),
+            hu=scales.get((patient, rest)),
         )
         found.append(item)
     return found

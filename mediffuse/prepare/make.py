@@ -18,7 +18,7 @@ from mediffuse.image.intensity import AIR_HU, CT_WINDOWS, TISSUE_HU, encode_ct, 
 from mediffuse.image.letterbox import Letterbox, resize
 from mediffuse.prepare.manifest import Record, hashes
 from mediffuse.prepare.plan import Item, Plan, UnpairedRow
-from mediffuse.scan import PLANES, Scan, ScanError
+from mediffuse.scan import Scan, ScanError
 from mediffuse.scan.guard import read_scan
 from mediffuse.scan.picture import read_grey
 
@@ -180,7 +180,7 @@ def check_alignment(pairs: Sequence[tuple[np.ndarray, np.ndarray]], *, keep_apar
 def _central_slices(ct: Scan, mr: Scan) -> list[tuple[np.ndarray, np.ndarray]]:
     """The central slices of a pair at 1 mm a pixel, (CT, MRI), each grey (H, W), in planes that are large enough."""
     found = []
-    for plane, axis in zip(PLANES, (2, 1, 0), strict=True):
+    for plane, axis in _AXES.items():
         across, up = (a for a in range(3) if a != axis)
         shape = tuple(round(ct.voxels.shape[a] * ct.spacing[a]) for a in (up, across))
         if min(shape) >= MIN_PLANE_MM and min(ct.voxels.shape[a] for a in (up, across)) > 1:

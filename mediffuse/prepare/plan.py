@@ -24,12 +24,15 @@ PUBLISHED_TEST = 126 / 2524
 
 @dataclass(frozen=True)
 class Plan:
-    """How to prepare: planes, slices on either side of the central one (with `every`, mm from one to the next: of the
-    whole body, unless `around` says how many), side of the model image in pixels, MR contrast and anatomy (None: by
-    the names of folders), share of patients per split where folders do not say, a split that all patients go to, if
-    any, whether to stop at the first scan that is odd, whether to keep pairs that do not lie on each other, which are
-    told of in any case, whether to split slices as the published project did, over the patients, and how many
-    processes share the work."""
+    """How to prepare.
+
+    planes, around, every: which slices: of each plane the central one and `around` on either side; with `every`, in
+    mm, as far apart, and of the whole body, unless `around` says how many. size: side of the model image in pixels.
+    contrast, anatomy: of the MRI, and of all; None: by the names of folders. fractions: share of patients by split,
+    where folders do not say. split: where all patients go, if anywhere. strict: stop at the first scan that is odd.
+    keep_apart: keep pairs that do not lie on each other, which are told of in any case. published: split slices as
+    the published project did, over the patients. jobs: processes that share the work.
+    """
 
     planes: tuple[str, ...] = ("axial",)
     around: int = 0
@@ -54,8 +57,8 @@ class Item:
     """What is prepared in one go, by any process: a patient's volumes, a pair of pictures, or a CT picture alone.
 
     kind: "volumes", "pictures" or "alone". root: the input folder. patient: by whom splits are made. stem: begins the
-    names of its pictures. ct, mr, mask: files, None for one that there is not. plane, index: of pictures. hu: slope
-    and intercept of pictures, where they are known.
+    names of its pictures. ct, mr, mask: files, None for one that there is not; of pictures, where they would be.
+    plane, index: of pictures. hu: slope and intercept of pictures, where they are known.
     """
 
     kind: str

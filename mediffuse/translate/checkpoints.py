@@ -235,6 +235,15 @@ def anatomies(source: str) -> tuple[str, ...]:
     )
 
 
+def limits(source: str) -> list[str]:
+    """Sentences for the model card of a checkpoint: what it has not learnt, and which figures flatter it."""
+    said = [f"Trained on {', '.join(map(ANATOMIES.get, anatomies(source)))}; it knows no other part of the body."]
+    leaking = details(source).get("leaking_splits")
+    if leaking:
+        said.append(f"**Patients of its {' and '.join(leaking)} split were trained on, so figures on that flatter.**")
+    return said
+
+
 def _thresholds(source: str) -> Thresholds:
     """The contour thresholds that a checkpoint was trained with: those of its mediffuse.json."""
     values = details(source).get("contours", {})

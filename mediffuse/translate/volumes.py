@@ -66,6 +66,13 @@ class VolumeTranslation:
         return replace(self, voxels=blanked(self.voxels, face, background(self.modality)), deviation=deviation)
 
 
+def of_anatomy(settings: Settings, scan: Scan, known: tuple[str, ...]) -> Settings:
+    """`settings` for the part of the body that a scan shows, of those that a model knows, unless they name one."""
+    if settings.anatomy is None and len(known) > 1:
+        return replace(settings, anatomy=likeliest(scan, known))
+    return settings
+
+
 def translate_volume(
     translator: Translator,
     scan: Scan,
@@ -92,8 +99,7 @@ def translate_volume(
         raise ValueError(f"{direction} translates {source}, not {scan.modality}")
     checkpoint = translator.checkpoints.get(direction)
     size = checkpoint.size
-    if settings.anatomy is None and len(checkpoint.anatomies) > 1:
-        settings = replace(settings, anatomy=likeliest(scan, checkpoint.anatomies))
+    settings = of_anatomy(settings, scan, checkpoint.anatomies)
     batch_size = passes.batch or (1 if checkpoint.pipeline.device.type == "cpu" else 8)
     upright = straightened(scan)
     head = upright.head_mask()

@@ -17,9 +17,10 @@ from mediffuse.directions import CONTRASTS, DIRECTION_TITLES, modalities
 from mediffuse.image.ct_picture import PNG_WINDOWS
 from mediffuse.image.display import BRAIN, BRAIN_AND_BONE
 from mediffuse.scan import Scan, SeveralSeriesError, Slice
-from mediffuse.translate import Translation, Translator
+from mediffuse.translate import Settings, Translation, Translator
 from mediffuse.translate.checkpoints import Checkpoints
 from mediffuse.translate.slices import to_slice
+from mediffuse.translate.volumes import of_anatomy
 from mediffuse.ui import controls, ready, runs, store, truths
 from mediffuse.ui.asked import SPEED_CHOICES, AskedContours, AskedSlice, parameters
 from mediffuse.ui.batch import Batch
@@ -432,6 +433,10 @@ class SliceTab:
     def _open(self, asked: AskedSlice) -> Scan:
         return open_scan(asked.scan, self.options.source, asked.shown, asked.series)
 
+    def _settings_for(self, asked: AskedSlice) -> Settings:
+        """As asked for, and for what the scan shows, of what the model knows."""
+        return of_anatomy(asked.settings(), self._open(asked), self.checkpoints.anatomies(self.options.direction))
+
     def _undecided(self, asked: AskedSlice) -> SeveralSeriesError | None:
         """The choice that is to be made before there is a scan to show."""
         return several_in(asked.scan, self.options.source, asked.series) if asked.scan else None
@@ -564,7 +569,7 @@ class SliceTab:
     def run(self, request: gr.Request, **values) -> Iterator[Values]:
         """Translate a slice, streaming intermediate steps; then compare it with the ground truth."""
         asked = self.asked_type(**values)
-        source, settings = self._slice(asked), asked.settings()
+        source, settings = self._slice(asked), self._settings_for(asked)
         asked.check_work()
         line = self.bar.line
         # The last result stays, greyed out, until there is something else to show.
@@ -635,7 +640,7 @@ class SliceTab:
         scan = self._open(asked)
         if self._is_other(scan):
             raise gr.Error(scan.warnings[0], print_exception=False)
-        source, settings, thresholds = self._slice(asked), asked.settings(), asked.thresholds()
+        source, settings, thresholds = self._slice(asked), self._settings_for(asked), asked.thresholds()
         items = runs.stream(self.number, source, self.options.direction, settings, thresholds, request.session_hash)
         made = [item for item in items if isinstance(item, Translation)]
         if not made:

@@ -525,13 +525,14 @@ def test_an_output_that_cannot_be_written_is_told_of(data, tmp_path, capsys):
 
 
 def test_the_bundled_report_is_what_readme_and_cards_quote():
+    from mediffuse.translate.checkpoints import limits
     from tools import publish
 
     rows = json.loads((ROOT / "assets" / "results" / "results.json").read_text())["rows"]
     assert publish.readme_table(rows) in (ROOT / "README.md").read_text()
     for path in (ROOT / "assets" / "checkpoints").glob("*/README.md"):
         text = path.read_text()
-        assert text == publish.card(text, path.parent.name, rows)
+        assert text == publish.card(text, path.parent.name, rows, limits(str(path.parent)))
         assert "model-index" in yaml.safe_load(text.split("---")[1])
 
 
