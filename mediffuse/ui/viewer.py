@@ -31,6 +31,11 @@ PRESETS = {
 }
 """Windows by modality: (text, black, white), of a CT in HU, of an MRI on the scale of synthetic ones."""
 
+WITHOUT_SCORES = """(about, ...rest) => [
+  about && JSON.stringify({ ...JSON.parse(about), scores: undefined }), ...rest
+]"""
+"""JavaScript for an event whose first input is `describe`'s text: what hundreds of slices scored is not sent back."""
+
 _TEMPLATE = """<div class="viewer" hidden>
   <div class="controls">
     <div class="choices" role="group" aria-label="Images to show"></div>

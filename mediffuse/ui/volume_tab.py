@@ -258,8 +258,9 @@ class VolumeTab:
         for event in (told_anew.success, truth.clear, self.components["register"].input, contrast.input):
             compared = event(
                 self.compare_again,
-                self.panel.drawn,
+                [self.panel.about, self.panel.layers],
                 [*self.outputs, contrast],
+                js=viewer.WITHOUT_SCORES,
                 inputs_kwargs=self.everything,
                 **queued(VOLUMES, self.bar.line),
                 api_visibility="private",
@@ -276,6 +277,7 @@ class VolumeTab:
             self.mark,
             [self.panel.about, self.bar.line],
             self.bar.line,
+            js=viewer.WITHOUT_SCORES,
             inputs_kwargs=self.everything,
             queue=False,
             trigger_mode="always_last",
@@ -422,10 +424,10 @@ class VolumeTab:
         if compared.refused:
             raise compared.refused
 
-    def compare_again(self, layers: list[str] | None, about: str | None, **values) -> Iterator[Values]:
+    def compare_again(self, about: str | None, layers: list[str] | None, **values) -> Iterator[Values]:
         """Compare what was made with a ground truth that came, went, or of which the contrast was told.
 
-        layers, about: `VolumePanel.drawn`.
+        about, layers: of `VolumePanel`.
         """
         asked = AskedVolume(**values)
         source, target = modalities(asked.direction)

@@ -1,5 +1,6 @@
 """A visit to the Volume tab."""
 
+import json
 import re
 from io import BytesIO
 from pathlib import Path
@@ -10,7 +11,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+from mediffuse.scan import read_scan
 from mediffuse.ui.examples import CT, T1
+from mediffuse.ui.server import MAX_TEXT
+from mediffuse.ui.viewer import WITHOUT_SCORES, describe
 from tests.browser.test_page import TIMEOUT, open_tab
 
 pytestmark = pytest.mark.browser
@@ -231,6 +235,18 @@ def test_the_viewer_by_keyboard_mouse_and_slider(page: Page):
     chosen = viewer.locator("select.CT").evaluate("select => select.selectedOptions[0].text")
     assert re.fullmatch(r"Width (\d+), level 40", chosen)
     assert int(re.search(r"\d+", chosen)[0]) > 80
+
+
+def test_what_many_slices_scored_is_not_sent_back(page: Page):
+    scan = read_scan(CT, "CT")
+    text = describe([], scan, [(index, 23.0647, 0.4501) for index in range(600)], made={"recipe": "a"})
+    assert len(text) > MAX_TEXT
+    sent, rest = page.evaluate(f"text => ({WITHOUT_SCORES})(text, 1)", text)
+    assert len(sent) < MAX_TEXT
+    kept = json.loads(text)
+    assert json.loads(sent) == {name: kept[name] for name in kept if name != "scores"}
+    assert rest == 1
+    assert page.evaluate(f"() => ({WITHOUT_SCORES})('', 1)") == ["", 1]
 
 
 def test_a_series_is_chosen_from_a_zip(page: Page, two_series):
