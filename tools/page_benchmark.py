@@ -4,8 +4,8 @@
 
 Starts `python app.py`, opens it in Chromium as soon as it answers, and prints in seconds: from the opening of the page
 to its first paint and to the first example's result; from clicks on the next examples to their results, made
-beforehand; and from the choice of another contrast to what is translated then. For two visitors: the first comes while
-the models are still being loaded.
+beforehand; from the choice of another contrast to what is translated then; and from the opening of the Volume tab by its
+address to its example. For two visitors: the first comes while the models are still being loaded.
 """
 
 from __future__ import annotations
@@ -69,6 +69,10 @@ def visit(page: Page, address: str, who: str) -> None:
         expect(page.locator("#ct2mr-made")).to_contain_text(f"({contrast})", timeout=WAIT)
         expect(status).to_contain_text("Done in", timeout=WAIT)
         say(f"{who}: translated, the contrast changed to {contrast}", time.perf_counter() - began)
+    began = time.perf_counter()
+    page.goto(f"{address}?tab=volume")
+    page.locator("#volume-viewer [data-shown='input+made+truth']").wait_for(timeout=WAIT)
+    say(f"{who}: the volume's example is shown", time.perf_counter() - began)
 
 
 def main() -> None:
