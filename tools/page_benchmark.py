@@ -4,8 +4,8 @@
 
 Starts `python app.py`, opens it in Chromium as soon as it answers, and prints in seconds: from the opening of the page
 to its first paint and to the first example's result; from clicks on the next examples to their results, made
-beforehand; from the choice of another contrast to what is translated then; and from the opening of the Volume tab by its
-address to its example. For two visitors: the first comes while the models are still being loaded.
+beforehand; from the choice of another contrast to what is translated then; and from the opening of the Volume tab by
+its address to its example. For two visitors: the first comes while the models are still being loaded.
 """
 
 from __future__ import annotations
