@@ -38,7 +38,7 @@ from mediffuse.ui.volume_result import compare, write_results
 
 SMALL = 112
 """Pixels of the longer side of a small picture."""
-LEVEL = 0.5
+LEVEL = {"CT": 1.0, "MR": 0.5}
 """HU or MR units (of 255) to which a whole head is kept: no eye tells them apart, and it is half as large."""
 
 
@@ -83,12 +83,13 @@ def small_picture(result: SliceResult, view: str) -> Image.Image:
 def volume(ready_one: ready.ReadyVolume, translator: Translator) -> dict:
     """Translate a whole example, write it, and tell what `ReadyVolume` needs.
 
-    It is kept to a level that no eye tells from the next, so that it is small.
+    It is kept to a `LEVEL`, so that it is small.
     """
     asked, example = ready_one.asked, ready_one.example
     scan = open_volume(asked.paths, modalities(asked.direction)[0])
     made = translate_volume(translator, scan, asked.direction, asked.settings(), asked.passes())
-    made = replace(made, voxels=np.round(made.voxels / LEVEL) * LEVEL)
+    level = LEVEL[made.modality]
+    made = replace(made, voxels=np.round(made.voxels / level) * level)
     place = ready_one.place
     layers, written = write_results(scan, made, asked, place)
     compared = compare(scan, made.voxels, asked.contrast, asked, place, None)

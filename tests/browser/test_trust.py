@@ -79,10 +79,10 @@ def test_another_setting_marks_the_result_as_old_until_it_is_taken_back(page: Pa
 
 def test_what_was_asked_for_before_the_settings_changed_is_old_when_it_comes(page: Page):
     page.locator("#ct2mr-speed").get_by_text("Diffusion").click()
-    page.locator("#ct2mr-steps input[type=number]").fill("30")
+    page.locator("#ct2mr-steps input[type=number]").fill("12")
     page.click("#ct2mr-go")
     expect(status(page)).to_contain_text("Step", timeout=TIMEOUT)
-    page.locator("#ct2mr-seed input").fill("5")
+    page.locator("#ct2mr-guidance input[type=number]").fill("3")
     expect(page.locator("#ct2mr-earlier")).to_contain_text("seed 0", timeout=TIMEOUT)
     expect(status(page)).to_contain_text("other settings", timeout=TIMEOUT)
 

@@ -212,6 +212,15 @@ def test_the_viewer_by_keyboard_mouse_and_slider(page: Page):
     with_cross = drawn(page)
     viewer.locator(".cross").uncheck()
     assert np.abs(drawn(page) - with_cross).max() > 50
+    # The full screen holds all of it, and larger.
+    width = plane.bounding_box()["width"]
+    viewer.get_by_role("button", name="Full screen").click()
+    page.wait_for_function("() => document.fullscreenElement?.matches('.viewer')")
+    page.wait_for_timeout(300)
+    assert plane.bounding_box()["width"] > 1.2 * width
+    expect(slider).to_be_in_viewport()
+    viewer.get_by_role("button", name="Full screen").click()
+    page.wait_for_function("() => !document.fullscreenElement")
     # A drag makes a window of its own.
     viewer.get_by_label("window", exact=True).check()
     box = plane.bounding_box()

@@ -61,7 +61,7 @@ def test_the_volumes_are_too(direction, translator):
     for role, modality in (("input", source), ("truth", target)):
         layer, path = layers[role]
         scan = read_scan(path, modality)  # an example as it lies there
-        assert np.array_equal(nib.as_closest_canonical(nib.load(path)).get_fdata(np.float32), scan.voxels)
+        assert np.array_equal(nib.as_closest_canonical(nib.load(path)).get_fdata(dtype=np.float32), scan.voxels)
         assert layer.limits == (None if modality == "CT" else pytest.approx(scan.limits))
     made = nib.as_closest_canonical(nib.load(layers["made"][1])).get_fdata()
     tab = next(options for options in SLICE_TABS if options.direction == direction)
