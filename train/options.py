@@ -65,7 +65,7 @@ class Options:
     ema_on_cpu: Annotated[bool, "keep the averaged weights in the processor's memory: less of the GPU's"] = False
     shard: Annotated[bool, "split weights, gradients and the optimiser's state over the processes, by FSDP2"] = False
     attention: Annotated[Literal["sdpa", "xformers"], "sdpa is PyTorch's own"] = "sdpa"
-    compile: Annotated[bool, "compile the networks with torch.compile: a slow start, then faster steps"] = False
+    compile: Annotated[bool, "compile the networks with torch.compile: minutes before the first step; for GPUs"] = False
     augment: Annotated[bool, "warp the pairs, and change what differs between scanners"] = True
     ct_windows: Annotated[
         Literal[3, 1], "3, or 1 for the full range alone, to compare with: the app has no such mode"
